@@ -1,0 +1,30 @@
+/** A build as it was asked for; kept in `builds.request`. Secrets are never here. */
+export interface BuildRequest {
+  source: {
+    kind: "archive" /** Digest of the uploaded tar (plain, gzip or zstd) in the blob store. */;
+    digest: string;
+    sizeBytes: number;
+  };
+  /** Path of the Dockerfile within the context. */
+  dockerfile: string;
+  target?: string;
+  args: Record<string, string>;
+  tags: string[];
+  labels: Record<string, string>;
+  platform?: string;
+  noCache: boolean;
+  /** Ask the registry again for base images that the project has. */
+  pull: boolean;
+  limits: { cpus: number; memory: number; timeoutSeconds: number };
+}
+
+/** A step of a build as `GET /v1/builds/{id}` shows it. `line` counts from 1. */
+export interface BuildStepView {
+  index: number;
+  stage: string;
+  instruction: string;
+  line: number;
+  status: "pending" | "running" | "succeeded" | "failed" | "cancelled";
+  cached: boolean;
+  durationMs: number | null;
+}

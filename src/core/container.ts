@@ -1,0 +1,74 @@
+import type { PublishRequest } from "./port.ts";
+
+/** What the API wants of a container. `removed` is final: the row goes once the host has nothing left of it. */
+export type Wanted = "created" | "running" | "stopped" | "removed";
+
+/** What was last seen of a container (docs: api). `exited` and `failed` are settled, as are `created` and `running`. */
+export const containerStatuses = [
+  "created",
+  "starting",
+  "running",
+  "paused",
+  "restarting",
+  "stopping",
+  "exited",
+  "failed",
+  "removing",
+] as const;
+export type ContainerStatus = (typeof containerStatuses)[number];
+
+export interface RestartPolicy {
+  name: "no" | "on-failure" | "always" | "unless-stopped";
+  /** Only of `on-failure`; 0 is without a limit. */
+  maxAttempts: number;
+}
+
+/** Limits of a container: cores, bytes, processes, bytes. */
+export interface Resources {
+  cpus: number;
+  memory: number;
+  pids: number;
+  disk: number;
+}
+
+/** A container as it was asked for, defaults filled in; kept in `containers.spec`. Absent means "as the image says". */
+export interface ContainerSpec {
+  image: string;
+  command?: string[];
+  entrypoint?: string[];
+  env: Record<string, string>;
+  workingDirectory?: string;
+  user?: string;
+  hostname: string;
+  tty: boolean;
+  openStdin: boolean;
+  publishAll: boolean;
+  ports: PublishRequest[];
+  restartPolicy: RestartPolicy;
+  stopSignal?: string;
+  stopTimeoutSeconds: number;
+  autoRemove: boolean;
+  readOnlyRootfs: boolean;
+  capabilities: { add: string[]; drop: string[] };
+  pull: "missing" | "always" | "never";
+}
+
+/** What the worker saw when a run of a container ended. `exitCode` null: unknown (faults I7). */
+export interface RunEnd {
+  exitCode: number | null;
+  oomKilled: boolean;
+}
+
+/**
+ * Whether a run that ended by itself is started again, and after how many milliseconds; null: it stays ended.
+ * Waits double from 100 ms to a minute, as Docker's do, so that a crash loop costs little.
+ */
+export function restartDelay(policy: RestartPolicy, restartCount: number, end: RunEnd): number | null {
+  const again =
+    policy.name === "always" ||
+    policy.name === "unless-stopped" ||
+    (policy.name === "on-failure" &&
+      end.exitCode !== 0 &&
+      (policy.maxAttempts === 0 || restartCount < policy.maxAttempts));
+  return again ? Math.min(100 * 2 ** Math.min(restartCount, 20), 60_000) : null;
+}
