@@ -1,3 +1,5 @@
+import { type BerthError, toBerthError } from "./errors.ts";
+
 /** Movable work: any worker may do it. Host-bound work has no jobs; its rows are the inbox (docs/architecture.md). */
 export const jobKinds = ["build", "pull", "push"] as const;
 export type JobKind = (typeof jobKinds)[number];
@@ -13,6 +15,30 @@ export interface ShownError {
   column?: number;
   instruction?: string;
   exitCode?: number;
+}
+
+/** How an attempt at a job ended; `retry` puts it back into the queue. */
+export type JobOutcome =
+  | { status: "succeeded"; result: Record<string, unknown> }
+  | { status: "failed"; error: ShownError }
+  | { status: "cancelled" }
+  | { status: "retry"; error: ShownError; afterMs: number };
+
+/** The error as clients see it: code, message and the code's own facts. */
+export function shownError(error: BerthError): ShownError {
+  return { code: error.code, message: error.message, ...error.facts };
+}
+
+/** What a thrown error makes of attempt `attempt` of at most `maxAttempts`. */
+export function outcomeOfError(
+  thrown: unknown,
+  job: { attempt: number; maxAttempts: number; cancelRequested: boolean },
+): JobOutcome {
+  if (job.cancelRequested) return { status: "cancelled" };
+  const error = toBerthError(thrown);
+  return error.retryable && job.attempt < job.maxAttempts
+    ? { status: "retry", error: shownError(error), afterMs: retryDelay(job.attempt) }
+    : { status: "failed", error: shownError(error) };
 }
 
 /** Milliseconds to wait before attempt `attempt + 1`: 1 s doubling to a minute, half of it random. */

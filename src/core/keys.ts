@@ -1,0 +1,43 @@
+import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
+import { BerthError } from "./errors.ts";
+
+/** The key that API and workers show each other on the internal listener, derived so that it reveals no other. */
+export function agentKey(secretKey: string): string {
+  return createHmac("sha256", secretKey).update("berth agent v1").digest("base64url");
+}
+
+/** Whether two secrets are equal, in a time that does not tell where they differ. */
+export function sameSecret(a: string, b: string): boolean {
+  return timingSafeEqual(createHash("sha256").update(a).digest(), createHash("sha256").update(b).digest());
+}
+
+const sealKey = (secretKey: string) => createHmac("sha256", secretKey).update("berth seal v1").digest();
+
+/**
+ * Encrypts a credential for the database: AES-256-GCM, base64url of nonce (12 bytes), tag (16) and ciphertext.
+ * `purpose` is authenticated, so that a value can't be moved to where it means something else.
+ */
+export function seal(secretKey: string, purpose: string, text: string): string {
+  const nonce = randomBytes(12);
+  const cipher = createCipheriv("aes-256-gcm", sealKey(secretKey), nonce).setAAD(Buffer.from(purpose));
+  const body = Buffer.concat([cipher.update(text, "utf8"), cipher.final()]);
+  return Buffer.concat([nonce, cipher.getAuthTag(), body]).toString("base64url");
+}
+
+/** What `seal` was given. @throws BerthError `internal` when the key, the purpose or the text is another. */
+export function open(secretKey: string, purpose: string, sealed: string): string {
+  const bytes = Buffer.from(sealed, "base64url");
+  try {
+    const decipher = createDecipheriv("aes-256-gcm", sealKey(secretKey), bytes.subarray(0, 12), { authTagLength: 16 })
+      .setAAD(Buffer.from(purpose))
+      .setAuthTag(bytes.subarray(12, 28));
+    return Buffer.concat([decipher.update(bytes.subarray(28)), decipher.final()]).toString("utf8");
+  } catch (cause) {
+    throw new BerthError("internal", "A stored credential can't be decrypted with this BERTH_SECRET_KEY.", { cause });
+  }
+}
+
+/** What is kept of a token: its SHA-256. Tokens are 200 random bits, so that no slow hash is needed. */
+export function tokenHash(token: string): Buffer {
+  return createHash("sha256").update(token).digest();
+}

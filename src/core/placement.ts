@@ -1,0 +1,62 @@
+import type { Resources } from "./container.ts";
+import { BerthError } from "./errors.ts";
+
+/** A host as placement sees it: what it has, and what all containers on it were promised. Bytes and cores. */
+export interface HostRoom {
+  id: string;
+  name: string;
+  state: "active" | "draining" | "gone";
+  /** Whether its worker was heard of lately. */
+  alive: boolean;
+  cpus: number;
+  memory: number;
+  disk: number;
+  used: { cpus: number; memory: number; disk: number; containers: number };
+}
+
+/**
+ * How many times a host's own amount may be promised. CPU limits are ceilings that are shared well; disks are sparse
+ * files; memory is what hurts neighbours, so it is promised with more care.
+ */
+export const overcommit = { cpus: 50, memory: 2, disk: 10 } as const;
+
+/** A worker numbers its containers by slots (uid range, address); it has this many. */
+export const slotsPerHost = 2_048;
+
+/** Bytes in the unit that people use for them. */
+function bytes(n: number): string {
+  return n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : `${Math.floor(n / 2 ** 20)} MiB`;
+}
+
+/** Why the host can't take the container, in plain words; null when it can. */
+function refusal(host: HostRoom, want: Resources): string | null {
+  if (host.state !== "active") return `is ${host.state}`;
+  if (!host.alive) return "has not been heard of lately";
+  if (host.used.containers >= slotsPerHost) return `has all its ${slotsPerHost} places taken`;
+  if (want.cpus > host.cpus) return `has ${host.cpus} cores, and ${want.cpus} are asked`;
+  const left = {
+    cpus: host.cpus * overcommit.cpus - host.used.cpus,
+    memory: host.memory * overcommit.memory - host.used.memory,
+    disk: host.disk * overcommit.disk - host.used.disk,
+  };
+  if (want.cpus > left.cpus) return `has ${left.cpus.toFixed(1)} cores left of what it may promise`;
+  if (want.memory > host.memory) return `has ${bytes(host.memory)} of memory, and ${bytes(want.memory)} is asked`;
+  if (want.memory > left.memory) return `has ${bytes(left.memory)} of memory left, and ${bytes(want.memory)} is asked`;
+  if (want.disk > left.disk) return `has ${bytes(left.disk)} of disk left, and ${bytes(want.disk)} is asked`;
+  return null;
+}
+
+/**
+ * Chooses the host with the largest part of its memory unpromised; the id decides between equals.
+ * @throws BerthError `no_capacity`, saying of each host why not.
+ */
+export function place(hosts: readonly HostRoom[], want: Resources): string {
+  const free = (host: HostRoom) => 1 - host.used.memory / (host.memory * overcommit.memory);
+  const best = hosts
+    .filter((host) => refusal(host, want) === null)
+    .sort((a, b) => free(b) - free(a) || (a.id < b.id ? -1 : 1))[0];
+  if (best !== undefined) return best.id;
+  if (hosts.length === 0) throw new BerthError("no_capacity", "No host has joined yet, so nothing can run.");
+  const reasons = hosts.map((host) => `${host.name} ${refusal(host, want) ?? ""}`);
+  throw new BerthError("no_capacity", `No host has room: ${reasons.join("; ")}.`);
+}
