@@ -1,9 +1,7 @@
 import postgres from "postgres";
+import { type DatabaseAddress, openClient } from "./client.ts";
 import { drizzle, sql } from "./drizzle.ts";
 import * as schema from "./schema.ts";
-
-/** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
-export type DatabaseAddress = { url: string } | { socketDir: string };
 
 /** Connections of one process; `sql` is the driver below `db`, for LISTEN and migrations. */
 export interface Connection {
@@ -12,31 +10,9 @@ export interface Connection {
   close(): Promise<void>;
 }
 
-/**
- * Opens a pool of connections.
- * As `owner` (worker, migrations) every project's rows are seen; as `api` row-level security holds. On the embedded
- * database the operating-system user decides which of the two a process can be (peer authentication).
- */
+/** Opens a pool of connections (8 unless told), as one of the two roles of `openClient`. */
 export function connect(address: DatabaseAddress, as: "owner" | "api", more: { max?: number } = {}): Connection {
-  const options = {
-    max: more.max ?? 8,
-    idle_timeout: 0,
-    connect_timeout: 10,
-    onnotice: () => undefined,
-    connection: { application_name: `berth-${as}` },
-  };
-  const client =
-    "url" in address
-      ? postgres(address.url, {
-          ...options,
-          connection: { ...options.connection, ...(as === "api" ? { role: "berth_api" } : {}) },
-        })
-      : postgres({
-          ...options,
-          path: `${address.socketDir}/.s.PGSQL.5432`,
-          database: "berth",
-          username: as === "api" ? "berth_api" : "berth_owner",
-        });
+  const client = openClient(address, as, more.max ?? 8);
   return { db: drizzle(client, { schema }), sql: client, close: () => client.end({ timeout: 5 }) };
 }
 

@@ -1,0 +1,30 @@
+import postgres from "postgres";
+
+/** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
+export type DatabaseAddress = { url: string } | { socketDir: string };
+
+/**
+ * The driver's connections, up to `max`, opened when first used.
+ * As `owner` (worker, migrations) every project's rows are seen; as `api` row-level security holds. On the embedded
+ * database the operating-system user decides which of the two a process can be (peer authentication).
+ */
+export function openClient(address: DatabaseAddress, as: "owner" | "api", max: number): postgres.Sql {
+  const options = {
+    max,
+    idle_timeout: 0,
+    connect_timeout: 10,
+    onnotice: () => undefined,
+    connection: { application_name: `berth-${as}` },
+  };
+  return "url" in address
+    ? postgres(address.url, {
+        ...options,
+        connection: { ...options.connection, ...(as === "api" ? { role: "berth_api" } : {}) },
+      })
+    : postgres({
+        ...options,
+        path: `${address.socketDir}/.s.PGSQL.5432`,
+        database: "berth",
+        username: as === "api" ? "berth_api" : "berth_owner",
+      });
+}
