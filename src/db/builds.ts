@@ -1,0 +1,96 @@
+import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
+import type { JobStatus, ShownError } from "../core/job.ts";
+import type { Scope } from "./connect.ts";
+import { type Page, type Paged, behind } from "./page.ts";
+import { type Fragment, type Sql, type Tx, read, time, timeOrNull } from "./scope.ts";
+
+export interface BuildRow {
+  id: string;
+  jobId: string;
+  status: JobStatus;
+  tags: string[];
+  imageDigest: string | null;
+  request: BuildRequest;
+  steps: BuildStepView[];
+  error: ShownError | null;
+  createdAt: string;
+  startedAt: string | null;
+  finishedAt: string | null;
+}
+
+function view(sql: Sql, where: Fragment): Fragment {
+  return sql`
+    select id, job_id as "jobId", status, tags, image_digest as "imageDigest", request, steps, error,
+      created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from builds where ${where}`;
+}
+
+const buildRow = (raw: BuildRow): BuildRow => ({
+  ...raw,
+  createdAt: time(raw.createdAt),
+  startedAt: timeOrNull(raw.startedAt),
+  finishedAt: timeOrNull(raw.finishedAt),
+});
+
+export async function findBuild(sql: Sql, scope: Scope, id: string): Promise<BuildRow | null> {
+  const rows = await read<BuildRow>(sql, scope, view(sql, sql`project_id = ${scope.projectId} and id = ${id}`));
+  return rows.map(buildRow)[0] ?? null;
+}
+
+/** A page of the project's builds, newest first. */
+export async function listBuilds(
+  sql: Sql,
+  scope: Scope,
+  filter: { labels: Record<string, string>; status?: JobStatus | undefined; tag?: string | undefined },
+  page: Page,
+): Promise<Paged<BuildRow>[]> {
+  const after = behind(sql, page, sql`created_at`, sql`id`);
+  const labels =
+    Object.keys(filter.labels).length === 0
+      ? sql``
+      : sql`and request @> ${JSON.stringify({ labels: filter.labels })}::jsonb`;
+  const status = filter.status === undefined ? sql`` : sql`and status = ${filter.status}`;
+  const tag = filter.tag === undefined ? sql`` : sql`and ${filter.tag} = any(tags)`;
+  const rows = await read<BuildRow>(
+    sql,
+    scope,
+    sql`${view(sql, sql`project_id = ${scope.projectId} ${labels} ${status} ${tag} ${after}`)}
+      order by builds.created_at desc, builds.id limit ${page.limit}`,
+  );
+  return rows.map((raw) => ({ ...buildRow(raw), cursor: raw.createdAt }));
+}
+
+/** Adds a build whose job was inserted in this transaction. */
+export async function insertBuild(
+  tx: Tx,
+  build: { id: string; projectId: string; jobId: string; request: BuildRequest },
+): Promise<void> {
+  await tx`
+    insert into builds (id, project_id, job_id, tags, request)
+    values (${build.id}, ${build.projectId}, ${build.jobId}, ${build.request.tags}, ${JSON.stringify(build.request)}::jsonb)`;
+}
+
+export interface BuildLogRow {
+  seq: number;
+  step: number;
+  stream: "stdout" | "stderr" | "info";
+  text: string;
+  at: string;
+}
+
+/** Up to `limit` log lines behind `after`, in order. */
+export async function buildLogAfter(
+  sql: Sql,
+  scope: Scope,
+  buildId: string,
+  after: number,
+  limit: number,
+): Promise<BuildLogRow[]> {
+  const rows = await read<BuildLogRow>(
+    sql,
+    scope,
+    sql`select seq::float8 as seq, step, stream, text, at from build_logs
+      where project_id = ${scope.projectId} and build_id = ${buildId} and build_logs.seq > ${after}
+      order by build_logs.seq limit ${limit}`,
+  );
+  return rows.map((row) => ({ ...row, at: time(row.at) }));
+}

@@ -1,0 +1,131 @@
+import type { ImageConfig, Layer } from "../core/image.ts";
+import { type ImageReference, hubReference, repositoryName } from "../core/reference.ts";
+import type { Scope } from "./connect.ts";
+import { type Page, type Paged, behind } from "./page.ts";
+import { type Fragment, type Sql, type Tx, read, time } from "./scope.ts";
+
+export interface ImageRow {
+  digest: string;
+  mediaType: string;
+  config: ImageConfig;
+  layers: Layer[];
+  sizeBytes: number;
+  /** `repository:tag`, sorted. */
+  tags: string[];
+  createdAt: string;
+}
+
+type Raw = Omit<ImageRow, "sizeBytes"> & { sizeBytes: string };
+
+function view(sql: Sql, where: Fragment): Fragment {
+  return sql`
+    select i.digest, i.media_type as "mediaType", i.config, i.layers, i.size_bytes as "sizeBytes",
+      (select coalesce(json_agg(t.repository || ':' || t.tag order by t.repository, t.tag), '[]')
+        from tags t where t.project_id = i.project_id and t.digest = i.digest) as tags,
+      i.created_at as "createdAt"
+    from images i where ${where}`;
+}
+
+const imageRow = (raw: Raw): ImageRow => ({ ...raw, sizeBytes: Number(raw.sizeBytes), createdAt: time(raw.createdAt) });
+
+export async function findImage(sql: Sql, scope: Scope, digest: string): Promise<ImageRow | null> {
+  const rows = await read<Raw>(sql, scope, view(sql, sql`i.project_id = ${scope.projectId} and i.digest = ${digest}`));
+  return rows.map(imageRow)[0] ?? null;
+}
+
+/** A page of the project's images, newest first. */
+export async function listImages(
+  sql: Sql,
+  scope: Scope,
+  filter: { labels: Record<string, string>; repository?: string | undefined },
+  page: Page,
+): Promise<Paged<ImageRow>[]> {
+  const after = behind(sql, page, sql`i.created_at`, sql`i.digest`);
+  const labels =
+    Object.keys(filter.labels).length === 0
+      ? sql``
+      : sql`and i.config @> ${JSON.stringify({ config: { Labels: filter.labels } })}::jsonb`;
+  const repository =
+    filter.repository === undefined
+      ? sql``
+      : sql`and exists (select from tags t where t.project_id = i.project_id and t.digest = i.digest
+          and t.repository = ${filter.repository})`;
+  const where = sql`i.project_id = ${scope.projectId} ${labels} ${repository} ${after}`;
+  const rows = await read<Raw>(
+    sql,
+    scope,
+    sql`${view(sql, where)} order by i.created_at desc, i.digest limit ${page.limit}`,
+  );
+  return rows.map((raw) => ({ ...imageRow(raw), cursor: raw.createdAt }));
+}
+
+/** What the project knows of a reference: whether the repository is its own, and the digests under both meanings. */
+export interface KnownImage {
+  own: boolean;
+  ownDigest: string | null;
+  hubDigest: string | null;
+}
+
+/**
+ * Looks a reference up. `own` decides per repository: with a `web:1` of the project's, `web:2` is never a stranger's.
+ * A digest in the reference is looked up as such, whatever the tags.
+ */
+export function knownImage(sql: Sql | Tx, projectId: string, reference: ImageReference): Fragment {
+  const hub = repositoryName(hubReference(reference));
+  const tagged = (repository: string) =>
+    reference.digest === null
+      ? sql`select t.digest from tags t where t.project_id = ${projectId} and t.repository = ${repository} and t.tag = ${reference.tag ?? "latest"}`
+      : sql`select i.digest from images i where i.project_id = ${projectId} and i.digest = ${reference.digest}`;
+  const own =
+    reference.registry === null
+      ? sql`exists (select from tags t where t.project_id = ${projectId} and t.repository = ${reference.repository})`
+      : sql`false`;
+  const ownDigest = reference.registry === null ? sql`(${tagged(reference.repository)})` : sql`null::text`;
+  return sql`select ${own} as own, ${ownDigest} as "ownDigest", (${tagged(hub)}) as "hubDigest"`;
+}
+
+/** Whether the project has the digest. */
+export async function hasImage(tx: Tx, projectId: string, digest: string): Promise<boolean> {
+  const rows = await tx`select from images where project_id = ${projectId} and digest = ${digest}`;
+  return rows.length === 1;
+}
+
+/** Points a tag at an image of the project, whatever it pointed at before. */
+export async function putTag(
+  tx: Tx,
+  tag: { projectId: string; repository: string; tag: string; digest: string },
+): Promise<void> {
+  await tx`
+    insert into tags (project_id, repository, tag, digest)
+    values (${tag.projectId}, ${tag.repository}, ${tag.tag}, ${tag.digest})
+    on conflict (project_id, repository, tag) do update set digest = excluded.digest, updated_at = now()`;
+}
+
+/** Takes a tag away; how many tags the image has left, null when there was no such tag. */
+export async function deleteTag(
+  tx: Tx,
+  tag: { projectId: string; repository: string; tag: string },
+): Promise<{ digest: string; left: number } | null> {
+  const rows = await tx<{ digest: string }[]>`
+    delete from tags where project_id = ${tag.projectId} and repository = ${tag.repository} and tag = ${tag.tag}
+    returning digest`;
+  const digest = rows[0]?.digest;
+  if (digest === undefined) return null;
+  const [count] = await tx<{ left: number }[]>`
+    select count(*)::int as left from tags where project_id = ${tag.projectId} and digest = ${digest}`;
+  return { digest, left: count?.left ?? 0 };
+}
+
+/** The names of containers that need the image, a few of them. */
+export async function imageUsers(tx: Tx, projectId: string, digest: string): Promise<string[]> {
+  const rows = await tx<{ name: string }[]>`
+    select name from containers where project_id = ${projectId} and image_digest = ${digest} and wanted <> 'removed'
+    order by created_at limit 5`;
+  return rows.map((row) => row.name);
+}
+
+/** Takes the image and its tags from the project; its blobs go when nothing refers to them. False: there was none. */
+export async function deleteImage(tx: Tx, projectId: string, digest: string): Promise<boolean> {
+  const rows = await tx`delete from images where project_id = ${projectId} and digest = ${digest} returning digest`;
+  return rows.length === 1;
+}

@@ -1,0 +1,99 @@
+import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
+import type { Scope } from "./connect.ts";
+import { type Page, type Paged, behind } from "./page.ts";
+import { topics } from "./notify.ts";
+import { type Fragment, type Sql, type Tx, read, time, timeOrNull } from "./scope.ts";
+
+export interface JobRow {
+  id: string;
+  kind: JobKind;
+  subjectId: string | null;
+  status: JobStatus;
+  attempt: number;
+  cancelRequested: boolean;
+  progress: Record<string, unknown> | null;
+  result: Record<string, unknown> | null;
+  error: ShownError | null;
+  createdAt: string;
+  startedAt: string | null;
+  finishedAt: string | null;
+}
+
+function view(sql: Sql, where: Fragment): Fragment {
+  return sql`
+    select id, kind, subject_id as "subjectId", status, attempt, cancel_requested as "cancelRequested", progress, result,
+      error, created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from jobs where ${where}`;
+}
+
+const jobRow = (raw: JobRow): JobRow => ({
+  ...raw,
+  createdAt: time(raw.createdAt),
+  startedAt: timeOrNull(raw.startedAt),
+  finishedAt: timeOrNull(raw.finishedAt),
+});
+
+export async function findJob(sql: Sql, scope: Scope, id: string): Promise<JobRow | null> {
+  const rows = await read<JobRow>(sql, scope, view(sql, sql`project_id = ${scope.projectId} and id = ${id}`));
+  return rows.map(jobRow)[0] ?? null;
+}
+
+/** A page of the project's jobs, newest first. */
+export async function listJobs(
+  sql: Sql,
+  scope: Scope,
+  filter: { kind?: JobKind | undefined; status?: JobStatus | undefined },
+  page: Page,
+): Promise<Paged<JobRow>[]> {
+  const after = behind(sql, page, sql`created_at`, sql`id`);
+  const kind = filter.kind === undefined ? sql`` : sql`and kind = ${filter.kind}`;
+  const status = filter.status === undefined ? sql`` : sql`and status = ${filter.status}`;
+  const rows = await read<JobRow>(
+    sql,
+    scope,
+    sql`${view(sql, sql`project_id = ${scope.projectId} ${kind} ${status} ${after}`)}
+      order by jobs.created_at desc, jobs.id limit ${page.limit}`,
+  );
+  return rows.map((raw) => ({ ...jobRow(raw), cursor: raw.createdAt }));
+}
+
+/** Queues a job and wakes the workers. */
+export async function insertJob(
+  tx: Tx,
+  job: {
+    id: string;
+    projectId: string;
+    kind: JobKind;
+    subjectId: string | null;
+    payload: Record<string, unknown>;
+  },
+): Promise<void> {
+  await tx`
+    insert into jobs (id, project_id, kind, subject_id, payload)
+    values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::jsonb)`;
+  await tx`select pg_notify('berth', ${topics.jobs})`;
+}
+
+/**
+ * Asks for a job's end. A queued one is cancelled at once, its build with it; a running one by the worker that has it.
+ * Null when the project has no such job.
+ */
+export async function cancelJob(tx: Tx, projectId: string, id: string): Promise<JobStatus | null> {
+  const rows = await tx<{ status: JobStatus; ended: boolean }[]>`
+    update jobs set
+      cancel_requested = cancel_requested or status in ('queued', 'running'),
+      status = case when status = 'queued' then 'cancelled' else status end,
+      finished_at = case when status = 'queued' then now() else finished_at end
+    where project_id = ${projectId} and id = ${id} returning status, finished_at = now() as ended`;
+  const job = rows[0];
+  if (job?.ended === true && job.status === "cancelled") {
+    await tx`update builds set status = 'cancelled', finished_at = now() where project_id = ${projectId} and job_id = ${id}`;
+  }
+  return job?.status ?? null;
+}
+
+/** How many jobs of the project have not ended. */
+export async function openJobs(tx: Tx, projectId: string): Promise<number> {
+  const [row] = await tx<{ n: number }[]>`
+    select count(*)::int as n from jobs where project_id = ${projectId} and status in ('queued', 'running')`;
+  return row?.n ?? 0;
+}

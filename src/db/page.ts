@@ -1,0 +1,17 @@
+import type { Fragment, Sql } from "./scope.ts";
+
+/** A page of a list that is ordered by time, newest first, then by id. `createdAt` is the server's own text. */
+export interface Page {
+  after: { createdAt: string; id: string } | null;
+  limit: number;
+}
+
+/** A row with its `created_at` as the server wrote it: with the id, the place for the next page. */
+export type Paged<Row> = Row & { cursor: string };
+
+/** The condition that rows are behind the page's start; its first half is what the index can use. */
+export function behind(sql: Sql, page: Page, createdAt: Fragment, id: Fragment): Fragment {
+  if (page.after === null) return sql``;
+  const { createdAt: at, id: last } = page.after;
+  return sql`and ${createdAt} <= ${at}::timestamptz and (${createdAt} < ${at}::timestamptz or ${id} > ${last})`;
+}

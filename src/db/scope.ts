@@ -1,0 +1,83 @@
+import type postgres from "postgres";
+import type { Scope } from "./connect.ts";
+import { sqlState } from "./connect.ts";
+import { BerthError } from "../core/errors.ts";
+
+/**
+ * How the API asks the database: always as one project, under row-level security.
+ *
+ * These queries are the driver's own tagged templates, not drizzle's: they stay prepared and may be sent together.
+ * Measured on two shared cores, one container by id: `read` 7,500/s and 0.17 ms; a transaction of the driver 4,000/s
+ * and 0.6 ms; drizzle, which asks for the parameter types of each query first, 1,900/s and 1.4 ms.
+ */
+export type Sql = postgres.Sql;
+export type Tx = postgres.TransactionSql;
+export type Fragment = postgres.PendingQuery<postgres.Row[]>;
+
+const operatorFlag = (scope: Scope) => (scope.operator === true ? "on" : "");
+
+/**
+ * Runs one `select` as the scope, in one round trip. The settings that row-level security looks at are made by the
+ * CTE; `offset 0` and the reference to it make the select depend on them, so that no plan can run it first.
+ */
+export async function read<Row extends object>(sql: Sql, scope: Scope, select: Fragment): Promise<Row[]> {
+  const rows = await sql<Row[]>`
+    with scope as materialized (
+      select set_config('berth.project_id', ${scope.projectId}, true)
+        || set_config('berth.operator', ${operatorFlag(scope)}, true) as key)
+    select r.* from scope cross join lateral (select q.* from (${select}) q where scope.key is not null offset 0) r`;
+  return [...rows];
+}
+
+/** Runs `work` in one transaction as the scope. Queries that `work` does not await before the next are sent together. */
+export async function transact<T>(sql: Sql, scope: Scope, work: (tx: Tx) => Promise<T>): Promise<T> {
+  const outcome = await sql.begin(async (tx) => {
+    const scoped = tx`
+      select set_config('berth.project_id', ${scope.projectId}, true),
+        set_config('berth.operator', ${operatorFlag(scope)}, true)`;
+    const [, value] = await Promise.all([scoped, work(tx)]);
+    return { value };
+  });
+  return outcome.value;
+}
+
+/** Wakes who listens to the topics when the transaction commits. */
+export async function wake(tx: Tx, ...topics: string[]): Promise<void> {
+  await tx`select pg_notify('berth', t) from unnest(${topics}::text[]) t`;
+}
+
+/** Serializes transactions by a name until they end, such as one project's that count towards its quota. */
+export async function lock(tx: Tx, name: string): Promise<void> {
+  await tx`select pg_advisory_xact_lock(hashtextextended(${name}, 0))`;
+}
+
+/** The driver gives timestamps as the server writes them; clients get RFC 3339 in UTC. */
+export function time(text: string): string {
+  return new Date(text).toISOString();
+}
+
+export function timeOrNull(text: string | null): string | null {
+  return text === null ? null : time(text);
+}
+
+const driverCodes = new Set([
+  "CONNECTION_CLOSED",
+  "CONNECTION_ENDED",
+  "CONNECTION_DESTROYED",
+  "CONNECT_TIMEOUT",
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "ENOENT",
+  "EPIPE",
+]);
+// 08: connection; 53: out of disk, memory or connections; 57P: shutting down; 40: try again.
+const passingStates = /^(?:08|53|57P|40)/;
+
+/** The error, made `unavailable` when it is the database's passing inability (faults 10, 17). */
+export function databaseError(error: unknown): unknown {
+  const state = sqlState(error)?.code;
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  return (state !== undefined && passingStates.test(state)) || (state === undefined && driverCodes.has(code))
+    ? new BerthError("unavailable", "The database is not available at the moment.", { cause: error })
+    : error;
+}
