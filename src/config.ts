@@ -51,6 +51,8 @@ const environment = z.object({
     .regex(/^[^:]+:\d{1,5}$/, "must be ADDRESS:PORT")
     .default("127.0.0.1:7070"),
   BERTH_DATA_DIR: z.string().min(1).optional(),
+  // The supervisor sets it for its children, which need not be root to share root's run directory.
+  BERTH_RUN_DIR: z.string().startsWith("/", "must be an absolute path").optional(),
   BERTH_DATABASE_URL: z
     .string()
     .regex(/^postgres(ql)?:\/\//, "must be a postgres:// URL")
@@ -106,7 +108,7 @@ export function readConfig(env: Record<string, string | undefined>): Config {
     role: e.BERTH_ROLE,
     listen: { host: e.BERTH_LISTEN.slice(0, colon), port },
     dataDir,
-    runDir: root ? `/run/berth/${instance}` : `${dataDir}/run`,
+    runDir: e.BERTH_RUN_DIR ?? (root ? `/run/berth/${instance}` : `${dataDir}/run`),
     instance,
     databaseUrl: e.BERTH_DATABASE_URL ?? null,
     adminToken: e.BERTH_ADMIN_TOKEN ?? null,
