@@ -1,0 +1,79 @@
+import type { Resources } from "../../core/container.ts";
+
+/** OCI runtime spec, config-linux.md, `resources`, as far as Berth uses it. */
+export interface LinuxResources {
+  devices: { allow: boolean; type?: "c"; major?: number; minor?: number; access: string }[];
+  memory?: { limit: number; swap: number };
+  cpu?: { shares: number; quota: number; period: number };
+  pids?: { limit: number };
+}
+
+/** Limits that a container has whatever was asked: sizes in bytes. */
+export const shmSize = 64 * 2 ** 20;
+const openFiles = 65_536;
+
+/** One scheduler period in microseconds; a quota of `cpus` periods per period is `cpus` cores. */
+const period = 100_000;
+
+/** Character devices a container may use: null, zero, full, random, urandom, tty, ptmx, pts (all minors). */
+const devices: readonly (readonly [number, number | null])[] = [
+  [1, 3],
+  [1, 5],
+  [1, 7],
+  [1, 8],
+  [1, 9],
+  [5, 0],
+  [5, 2],
+  [136, null],
+];
+
+/** One of a container's limits, to be left out in a test that shows what it prevents. */
+export type Limit = "memory" | "cpu" | "pids" | "devices";
+
+/** The cgroup limits of a container. Memory and swap are equal: no swap, so that one container can't thrash a host. */
+export function cgroupLimits(
+  limits: Pick<Resources, "cpus" | "memory" | "pids">,
+  without: ReadonlySet<string> = new Set(),
+): LinuxResources {
+  return {
+    devices: without.has("devices")
+      ? [{ allow: true, access: "rwm" }]
+      : [
+          { allow: false, access: "rwm" },
+          ...devices.map(([major, minor]) => ({
+            allow: true,
+            type: "c" as const,
+            major,
+            ...(minor !== null && { minor }),
+            access: "rw",
+          })),
+        ],
+    ...(!without.has("memory") && { memory: { limit: limits.memory, swap: limits.memory } }),
+    ...(!without.has("cpu") && {
+      cpu: {
+        shares: Math.max(2, Math.min(262_144, Math.round(limits.cpus * 1024))),
+        quota: Math.max(1000, Math.round(limits.cpus * period)),
+        period,
+      },
+    }),
+    ...(!without.has("pids") && { pids: { limit: limits.pids } }),
+  };
+}
+
+export interface Rlimit {
+  type: string;
+  soft: number;
+  hard: number;
+}
+
+/**
+ * Per-process limits (setrlimit(2)). A limit above the worker's own hard limit can't be set by a worker that lacks
+ * CAP_SYS_RESOURCE, hence `hostOpenFiles`.
+ */
+export function processLimits(hostOpenFiles: number): Rlimit[] {
+  const files = Math.min(openFiles, hostOpenFiles);
+  return [
+    { type: "RLIMIT_NOFILE", soft: files, hard: files },
+    { type: "RLIMIT_CORE", soft: 0, hard: 0 },
+  ];
+}

@@ -1,0 +1,188 @@
+import { effectiveCapabilities } from "../../core/capability.ts";
+import type { Resources } from "../../core/container.ts";
+import { cgroupLimits, type LinuxResources, type Limit, processLimits, type Rlimit, shmSize } from "./limits.ts";
+import type { SeccompProfile } from "./seccomp.ts";
+import type { User } from "./user.ts";
+
+/** One protection of the profile. A test leaves it out to show what it prevents; nothing else ever does. */
+export type Protection =
+  | Limit
+  | "pid"
+  | "mount"
+  | "ipc"
+  | "uts"
+  | "cgroup"
+  | "capabilities"
+  | "noNewPrivileges"
+  | "seccomp"
+  | "maskedPaths"
+  | "readonlyPaths"
+  | "disk";
+
+/** All that a runtime's config is made of. Paths are absolute, on the host. */
+export interface SpecInput {
+  process: { args: readonly string[]; env: readonly string[]; cwd: string; user: User; tty: boolean };
+  hostname: string;
+  rootfs: string;
+  readOnlyRootfs: boolean;
+  /** Directory with `hosts`, `resolv.conf` and `hostname`. */
+  hostFiles: string;
+  limits: Pick<Resources, "cpus" | "memory" | "pids">;
+  capabilities: { add: readonly string[]; drop: readonly string[] };
+  profile: "container" | "build";
+  /** Files that name the user namespace and the network namespace that it owns. */
+  namespaces: { user: string; network: string };
+  cgroup: string;
+  /** Compiled (crun takes it by annotation: 1 ms instead of 13), or as the profile for the runtime to compile. */
+  seccomp: { bpf: string } | { profile: SeccompProfile };
+  /** Hard limit of open files of the worker. */
+  hostOpenFiles: number;
+}
+
+interface Mount {
+  destination: string;
+  type: string;
+  source: string;
+  options: string[];
+}
+
+/** The process part of the config (OCI runtime spec v1.0, config.md), which `exec` takes alone. */
+export interface ProcessSpec {
+  terminal: boolean;
+  user: { uid: number; gid: number; umask: number; additionalGids: number[] };
+  args: readonly string[];
+  env: readonly string[];
+  cwd: string;
+  capabilities: Record<"bounding" | "effective" | "permitted" | "inheritable" | "ambient", string[]>;
+  rlimits: Rlimit[];
+  noNewPrivileges: boolean;
+  oomScoreAdj: number;
+}
+
+/** OCI runtime spec v1.0, config.md and config-linux.md, as far as Berth uses it. */
+export interface RuntimeSpec {
+  ociVersion: string;
+  process: ProcessSpec;
+  root: { path: string; readonly: boolean };
+  hostname: string;
+  mounts: Mount[];
+  annotations: Record<string, string>;
+  linux: {
+    namespaces: { type: string; path?: string }[];
+    cgroupsPath: string;
+    resources: LinuxResources;
+    seccomp?: SeccompProfile;
+    maskedPaths: string[];
+    readonlyPaths: string[];
+  };
+}
+
+const maskedPaths = [
+  "/proc/acpi",
+  "/proc/asound",
+  "/proc/interrupts",
+  "/proc/kcore",
+  "/proc/keys",
+  "/proc/latency_stats",
+  "/proc/sched_debug",
+  "/proc/scsi",
+  "/proc/timer_list",
+  "/proc/timer_stats",
+  "/sys/devices/virtual/powercap",
+  "/sys/firmware",
+];
+
+const readonlyPaths = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/** Of two candidates the out-of-memory killer takes the tenant's process, not the worker or the database. */
+const oomScoreAdj = 300;
+
+const none: ReadonlySet<Protection> = new Set();
+
+/** The config of a container or build step (docs/architecture.md, "The default profile"). */
+export function runtimeSpec(input: SpecInput, without: ReadonlySet<Protection> = none): RuntimeSpec {
+  return {
+    ociVersion: "1.0.2",
+    process: processSpec(input, without),
+    root: { path: input.rootfs, readonly: input.readOnlyRootfs },
+    hostname: input.hostname,
+    mounts: mounts(input.hostFiles, input.readOnlyRootfs),
+    annotations:
+      "bpf" in input.seccomp && !without.has("seccomp") ? { "run.oci.seccomp_bpf_data": input.seccomp.bpf } : {},
+    linux: {
+      namespaces: [
+        { type: "user", path: input.namespaces.user },
+        { type: "network", path: input.namespaces.network },
+        ...(["pid", "mount", "ipc", "uts", "cgroup"] as const)
+          .filter((type) => !without.has(type))
+          .map((type) => ({ type })),
+      ],
+      cgroupsPath: input.cgroup,
+      resources: cgroupLimits(input.limits, without),
+      ...("profile" in input.seccomp && !without.has("seccomp") && { seccomp: input.seccomp.profile }),
+      maskedPaths: without.has("maskedPaths") ? [] : maskedPaths,
+      readonlyPaths: without.has("readonlyPaths") ? [] : readonlyPaths,
+    },
+  };
+}
+
+/** The process of a container, or one more that `exec` adds to it. */
+export function processSpec(
+  input: Pick<SpecInput, "process" | "capabilities" | "profile" | "hostOpenFiles">,
+  without: ReadonlySet<Protection> = none,
+): ProcessSpec {
+  const { user, env } = input.process;
+  const builds = input.profile === "build" ? ["SETFCAP", "SYS_CHROOT"] : [];
+  const granted = without.has("capabilities") ? ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN", "NET_RAW", "MKNOD"] : [];
+  const capabilities = [
+    ...effectiveCapabilities({ add: [...input.capabilities.add, ...builds], drop: input.capabilities.drop }),
+    ...granted,
+  ].map((name) => `CAP_${name}`);
+  return {
+    terminal: input.process.tty,
+    user: { uid: user.uid, gid: user.gid, umask: 0o022, additionalGids: user.additionalGids },
+    args: input.process.args,
+    env: env.some((entry) => entry.startsWith("HOME=")) ? env : [...env, `HOME=${user.home}`],
+    cwd: input.process.cwd,
+    // Nothing is inheritable or ambient: a program that a non-root user executes gains nothing (capabilities(7)).
+    capabilities: {
+      bounding: capabilities,
+      effective: capabilities,
+      permitted: capabilities,
+      inheritable: [],
+      ambient: [],
+    },
+    rlimits: processLimits(input.hostOpenFiles),
+    noNewPrivileges: !without.has("noNewPrivileges"),
+    oomScoreAdj,
+  };
+}
+
+function mounts(hostFiles: string, readOnly: boolean): Mount[] {
+  const special = (destination: string, type: string, ...options: string[]): Mount => ({
+    destination,
+    type,
+    source: type,
+    options: ["nosuid", "noexec", ...options],
+  });
+  return [
+    special("/proc", "proc", "nodev"),
+    {
+      destination: "/dev",
+      type: "tmpfs",
+      source: "tmpfs",
+      options: ["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"],
+    },
+    special("/dev/pts", "devpts", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+    special("/dev/shm", "tmpfs", "nodev", "mode=1777", `size=${String(shmSize)}`),
+    special("/dev/mqueue", "mqueue", "nodev"),
+    special("/sys", "sysfs", "nodev", "ro"),
+    special("/sys/fs/cgroup", "cgroup", "nodev", "relatime", "ro"),
+    ...["hosts", "resolv.conf", "hostname"].map((name) => ({
+      destination: `/etc/${name}`,
+      type: "bind",
+      source: `${hostFiles}/${name}`,
+      options: ["bind", "nosuid", "nodev", "noexec", readOnly ? "ro" : "rw"],
+    })),
+  ];
+}
