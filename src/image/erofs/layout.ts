@@ -1,0 +1,58 @@
+import type { LayerNode } from "../layer-node.ts";
+import { directoryNames, directorySize } from "./directory.ts";
+import { blockSize, blocksOf, inodeSize, nidUnit } from "./format.ts";
+import { xattrsSize } from "./xattr.ts";
+
+/** The plan of an image's metadata. */
+export interface Layout {
+  /** Every inode once, in the order of its nids. */
+  inodes: LayerNode[];
+  /** Directories and symlinks too large to stand behind their inode, in the order of their blocks. */
+  apart: LayerNode[];
+  /** Blocks that `apart` takes. */
+  apartBlocks: number;
+  /** Bytes of the metadata region. */
+  metadataBytes: number;
+}
+
+/**
+ * Gives every node its number, breadth first, so that the inodes of one directory lie together. Small directories and
+ * symlinks stand right behind their inode, which they may not leave the block of; those that can't get blocks of their own
+ * from `firstBlock` on. nid 0 is left free: a zero inode number is skipped by readers.
+ */
+export function layOut(root: LayerNode, firstBlock: number): Layout {
+  const layout: Layout = { inodes: [], apart: [], apartBlocks: 0, metadataBytes: inodeSize };
+  const place = (node: LayerNode, parentNid: number): void => {
+    const names = node.type === "directory" ? directoryNames(node) : [];
+    if (node.type === "directory") node.size = directorySize(names);
+    if (node.type === "symlink") node.size = node.target.length;
+    let bytes = inodeSize + xattrsSize(node);
+    if (node.type === "directory" || node.type === "symlink") {
+      if (bytes + node.size <= blockSize) {
+        bytes += node.size;
+        const left = blockSize - (layout.metadataBytes % blockSize);
+        if (bytes > left) layout.metadataBytes += left;
+      } else {
+        node.block = firstBlock + layout.apartBlocks;
+        layout.apartBlocks += blocksOf(node.size);
+        layout.apart.push(node);
+      }
+    }
+    node.nid = layout.metadataBytes / nidUnit;
+    node.parentNid = parentNid === 0 ? node.nid : parentNid;
+    layout.metadataBytes += Math.ceil(bytes / nidUnit) * nidUnit;
+    layout.inodes.push(node);
+  };
+  root.links = 1;
+  place(root, 0);
+  // The array grows while it is walked: directories add their children.
+  for (const node of layout.inodes) {
+    if (node.children === null) continue;
+    node.links++;
+    for (const child of node.children.values()) {
+      if (child.type === "directory") node.links++;
+      if (child.nid === 0) place(child, node.nid);
+    }
+  }
+  return layout;
+}
