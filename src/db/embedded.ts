@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { closeSync, openSync, watch } from "node:fs";
-import { access, readFile, readlink, rename, rm, writeFile } from "node:fs/promises";
+import { closeSync, openSync, readlinkSync, watch } from "node:fs";
+import { access, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 /** How the embedded Postgres is run. Nothing outside `dir` is writable to its user, and root writes nothing inside. */
@@ -82,27 +82,27 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedS
   const argv = [...options.launch, join(options.bin, "postgres"), "-D", data, ...flags];
   const child = launch(argv, { stdio: ["ignore", log, log], detached: true });
   closeSync(log);
+  // The programs before it replace themselves with it, so the pid is the server's own.
+  const pid = child.pid ?? 0;
   const exited = exitOf(child).then(() => undefined);
-  if (!(await becomesReady(data, exited))) {
+  if (!(await becomesReady(data, pid, exited))) {
     const words = (await readFile(options.log, "utf8")).trim().split("\n").slice(-3).join(" | ");
     throw new Error(`the embedded Postgres did not start: ${words}`);
   }
-  const pid = child.pid ?? 0;
-  return { pid, adopted: false, exited, stop: () => stop(pid, exited) };
+  return { pid, adopted: false, exited, stop: () => stop(pid, data, exited) };
 }
 
 /** The server that runs on `dir`'s data, whoever started it; null when there is none. */
 export async function runningEmbedded(dir: string): Promise<EmbeddedServer | null> {
   const data = join(dir, "data");
   const { pid, status } = await readPidFile(data);
-  // The pid may be another program's by now; a server's working directory is its data.
-  if (pid === 0 || (await readlink(`/proc/${String(pid)}/cwd`).catch(() => "")) !== data) return null;
-  const exited = untilGone(pid);
-  if (status === "stopping" || !(await becomesReady(data, exited))) {
+  if (!serves(pid, data)) return null;
+  const exited = untilGone(pid, data);
+  if (status === "stopping" || !(await becomesReady(data, pid, exited))) {
     await exited;
     return null;
   }
-  return { pid, adopted: true, exited, stop: () => stop(pid, exited) };
+  return { pid, adopted: true, exited, stop: () => stop(pid, data, exited) };
 }
 
 async function makeData(options: EmbeddedOptions, data: string): Promise<void> {
@@ -151,16 +151,18 @@ async function readPidFile(data: string): Promise<{ pid: number; status: string 
 }
 
 /**
- * Whether the server gets ready before it ends: it writes so into its pid file, and the kernel tells of each change.
+ * Whether the server gets ready before it ends: it says so in its pid file, and the kernel tells of each change. A
+ * server that was killed leaves its file behind, so the pid counts.
  */
-function becomesReady(data: string, exited: Promise<void>): Promise<boolean> {
+function becomesReady(data: string, pid: number, exited: Promise<void>): Promise<boolean> {
   return new Promise((resolve) => {
     const settle = (ready: boolean) => {
       watcher.close();
       resolve(ready);
     };
     const look = async () => {
-      if ((await readPidFile(data)).status === "ready") settle(true);
+      const file = await readPidFile(data);
+      if (file.pid === pid && file.status === "ready") settle(true);
     };
     const watcher = watch(data, (_, name) => {
       if (name === "postmaster.pid") void look();
@@ -172,29 +174,33 @@ function becomesReady(data: string, exited: Promise<void>): Promise<boolean> {
   });
 }
 
-function isAlive(pid: number): boolean {
+/**
+ * Whether the process is the server of this data: that is a server's working directory. The pid may be another
+ * program's by now, or that of a dead server that nobody has waited for.
+ */
+function serves(pid: number, data: string): boolean {
   try {
-    return process.kill(pid, 0);
+    return readlinkSync(`/proc/${String(pid)}/cwd`) === data;
   } catch {
     return false;
   }
 }
 
 /** Resolves when a process that is not our child has ended; looks ten times a second. */
-function untilGone(pid: number): Promise<void> {
+function untilGone(pid: number, data: string): Promise<void> {
   return new Promise((resolve) => {
     const timer = setInterval(() => {
-      if (isAlive(pid)) return;
+      if (serves(pid, data)) return;
       clearInterval(timer);
       resolve();
     }, 100);
   });
 }
 
-async function stop(pid: number, exited: Promise<void>): Promise<void> {
-  if (isAlive(pid)) process.kill(pid, "SIGINT");
+async function stop(pid: number, data: string, exited: Promise<void>): Promise<void> {
+  if (serves(pid, data)) process.kill(pid, "SIGINT");
   const timer = setTimeout(() => {
-    if (isAlive(pid)) process.kill(pid, "SIGQUIT");
+    if (serves(pid, data)) process.kill(pid, "SIGQUIT");
   }, stopMs);
   await exited;
   clearTimeout(timer);
