@@ -17,6 +17,13 @@ export interface ShownError {
   exitCode?: number;
 }
 
+/** What a pull job is asked; `auth` is `{username, password}` as JSON, sealed (core/keys.ts) for the purpose `pull:<job id>`. */
+export interface PullPayload {
+  reference: string;
+  platform?: string;
+  auth?: string;
+}
+
 /** How an attempt at a job ended; `retry` puts it back into the queue. */
 export type JobOutcome =
   | { status: "succeeded"; result: Record<string, unknown> }

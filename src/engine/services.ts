@@ -16,6 +16,7 @@ export interface HostSession {
 /** What the engine's parts are given by worker.ts; each takes from it only what it names. */
 export interface Services {
   config: Config;
+  secretKey: string;
   log: Log;
   connection: Connection;
   wakeups: Wakeups;

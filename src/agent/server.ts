@@ -1,0 +1,124 @@
+import { chmod, chown, rm, stat } from "node:fs/promises";
+import type { AddressInfo, Server } from "node:net";
+import { Readable } from "node:stream";
+import { createAdaptorServer } from "@hono/node-server";
+import { Hono } from "hono";
+import { bodyLimit } from "hono/body-limit";
+import { z } from "zod";
+import { BerthError, toBerthError } from "../core/errors.ts";
+import { sameSecret } from "../core/keys.ts";
+import { readContainer } from "../db/inbox.ts";
+import { logPath } from "../engine/converge.ts";
+import type { Services } from "../engine/services.ts";
+import { readLog } from "./container-log.ts";
+
+const flag = z.enum(["true", "false"]).transform((text) => text === "true");
+
+const logQuery = z.strictObject({
+  follow: flag.default(false),
+  tail: z.coerce.number().int().min(0).max(1_000_000).optional(),
+  since: z.iso.datetime({ offset: true }).optional(),
+  until: z.iso.datetime({ offset: true }).optional(),
+  stdout: flag.default(true),
+  stderr: flag.default(true),
+});
+
+const execBody = z.strictObject({
+  command: z.array(z.string()).min(1),
+  env: z.record(z.string(), z.string()).default({}),
+  user: z.string().optional(),
+  workingDirectory: z.string().optional(),
+  stdin: z.string().optional(),
+  timeoutSeconds: z.number().positive().max(3600).default(60),
+});
+
+/**
+ * The worker's internal listener: only byte streams that can't be rows. The API has checked who may ask; here the key
+ * is checked, and that the container is this host's. Errors are `{ code, detail }` with the code's status.
+ */
+export function agentApp(services: Services, key: string): Hono {
+  const { sandboxes, connection, host, config } = services;
+  const app = new Hono();
+  app.use(async (c, next) => {
+    const given = /^Bearer (.+)$/.exec(c.req.header("authorization") ?? "")?.[1] ?? "";
+    if (!sameSecret(given, key)) throw new BerthError("unauthorized", "The agent key is wrong.");
+    await next();
+  });
+  app.onError((thrown, c) => {
+    const error = toBerthError(thrown);
+    if (error.code === "internal") services.log.error({ err: thrown }, "an agent request failed");
+    return c.json({ code: error.code, detail: error.message }, error.status as 400);
+  });
+
+  const container = async (id: string) => {
+    const row = await readContainer(connection.db, host.id, id);
+    if (row === null) throw new BerthError("not_found", "This host has no such container.");
+    return row;
+  };
+
+  app.get("/containers/:id/logs", async (c) => {
+    const { id } = await container(c.req.param("id"));
+    const { follow, ...filter } = logQuery.parse(c.req.query());
+    const ended = async () => {
+      const state = (await sandboxes.probe(id)).state;
+      if (state === "running") return false;
+      const row = await readContainer(connection.db, host.id, id);
+      return row === null || ["created", "exited", "failed", "removing"].includes(row.status);
+    };
+    const lines = readLog(
+      logPath(config.dataDir, id),
+      {
+        stdout: filter.stdout,
+        stderr: filter.stderr,
+        ...(filter.tail === undefined ? {} : { tail: filter.tail }),
+        ...(filter.since === undefined ? {} : { since: filter.since }),
+        ...(filter.until === undefined ? {} : { until: filter.until }),
+      },
+      follow ? { ended, signal: c.req.raw.signal } : null,
+    );
+    const body = Readable.from(ndjson(lines), { objectMode: false, highWaterMark: 65_536 });
+    return new Response(Readable.toWeb(body) as ReadableStream, {
+      headers: { "content-type": "application/x-ndjson" },
+    });
+  });
+
+  app.post("/containers/:id/exec", bodyLimit({ maxSize: 1024 * 1024 }), async (c) => {
+    const row = await container(c.req.param("id"));
+    const request = execBody.parse(await c.req.json());
+    if ((await sandboxes.probe(row.id)).state !== "running") {
+      throw new BerthError("invalid_state", "The container is not running.");
+    }
+    return c.json(
+      await sandboxes.exec(row.id, {
+        args: request.command,
+        env: Object.entries(request.env).map(([name, value]) => `${name}=${value}`),
+        ...(request.user === undefined ? {} : { user: request.user }),
+        ...(request.workingDirectory === undefined ? {} : { cwd: request.workingDirectory }),
+        ...(request.stdin === undefined ? {} : { stdin: request.stdin }),
+        timeoutSeconds: request.timeoutSeconds,
+        signal: c.req.raw.signal,
+      }),
+    );
+  });
+  return app;
+}
+
+async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {
+  for await (const line of lines) yield `${JSON.stringify(line)}\n`;
+}
+
+/** Listens on a Unix socket that only root and the owner of `dataDir` (the API's user) can open. */
+export async function listenAgent(app: Hono, socket: string, dataDir: string): Promise<Server> {
+  await rm(socket, { force: true });
+  const server = createAdaptorServer({ fetch: app.fetch }) as unknown as Server;
+  await new Promise<AddressInfo | string | null>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(socket, () => {
+      resolve(server.address());
+    });
+  });
+  const { uid, gid } = await stat(dataDir);
+  await chown(socket, uid, gid);
+  await chmod(socket, 0o600);
+  return server;
+}

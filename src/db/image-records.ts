@@ -1,0 +1,80 @@
+import type { Image, ImageConfig } from "../core/image.ts";
+import { type ImageReference, repositoryName } from "../core/reference.ts";
+import type { Db, Transaction } from "./connect.ts";
+import { and, eq, sql } from "./drizzle.ts";
+import { events, images, tags } from "./schema.ts";
+import { notify, topics } from "./notify.ts";
+
+/** The project's image of that repository by tag or digest; null: it has none such. */
+export async function findImage(
+  db: Db | Transaction,
+  projectId: string,
+  reference: ImageReference,
+): Promise<Image | null> {
+  const repository = repositoryName(reference);
+  const rows = await db
+    .select({ digest: images.digest, mediaType: images.mediaType, config: images.config, layers: images.layers })
+    .from(tags)
+    .innerJoin(images, and(eq(images.projectId, tags.projectId), eq(images.digest, tags.digest)))
+    .where(
+      and(
+        eq(tags.projectId, projectId),
+        eq(tags.repository, repository),
+        reference.digest === null ? eq(tags.tag, reference.tag ?? "latest") : eq(tags.digest, reference.digest),
+      ),
+    )
+    .limit(1);
+  return rows[0] ?? null;
+}
+
+/** Whether the project has any image under this repository name; then it never means a stranger's on Docker Hub. */
+export async function hasRepository(db: Db | Transaction, projectId: string, repository: string): Promise<boolean> {
+  const rows = await db
+    .select({ tag: tags.tag })
+    .from(tags)
+    .where(and(eq(tags.projectId, projectId), eq(tags.repository, repository)))
+    .limit(1);
+  return rows.length === 1;
+}
+
+/** An image and the names it is to have, as a build or a pull leaves them. */
+export interface ImageRecord {
+  digest: string;
+  mediaType: string;
+  manifest: Record<string, unknown>;
+  config: ImageConfig;
+  layers: Image["layers"];
+  sizeBytes: number;
+}
+
+/** Records an image and moves the references to it, with an event each, in the caller's transaction. Idempotent. */
+export async function recordImage(
+  tx: Transaction,
+  projectId: string,
+  image: ImageRecord,
+  references: readonly ImageReference[],
+): Promise<void> {
+  await tx
+    .insert(images)
+    .values({ projectId, ...image })
+    .onConflictDoNothing();
+  for (const reference of references) {
+    // A pull by digest alone gets a tag that no client can write, so that the image keeps its repository.
+    const tag = reference.tag ?? `@${reference.digest ?? image.digest}`;
+    const repository = repositoryName(reference);
+    await tx
+      .insert(tags)
+      .values({ projectId, repository, tag, digest: image.digest })
+      .onConflictDoUpdate({
+        target: [tags.projectId, tags.repository, tags.tag],
+        set: { digest: image.digest, updatedAt: sql`now()` },
+      });
+    await tx.insert(events).values({
+      projectId,
+      type: "image.tagged",
+      subjectId: image.digest,
+      data: { reference: `${repository}:${tag}` },
+    });
+  }
+  await notify(tx, topics.events(projectId));
+}

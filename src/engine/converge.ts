@@ -1,0 +1,360 @@
+import { mkdir, rm } from "node:fs/promises";
+import { constants } from "node:os";
+import { nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
+import { toBerthError } from "../core/errors.ts";
+import type { Image } from "../core/image.ts";
+import {
+  eraseContainer,
+  type InboxContainer,
+  readContainer,
+  readInbox,
+  type SeenPatch,
+  writePorts,
+  writeSeen,
+} from "../db/inbox.ts";
+import { ensureImage, ensureLayers } from "./images.ts";
+import { containerSandbox } from "./sandbox-spec.ts";
+import type { Services } from "./services.ts";
+
+/** Where a container's log is kept on its host; it lives as long as the container. */
+export function logPath(dataDir: string, id: string): string {
+  return `${dataDir}/worker/logs/${id}/log`;
+}
+
+interface Drive {
+  again: boolean;
+  /** Aborts a pull that the wish no longer needs. */
+  abort: AbortController;
+}
+
+/**
+ * Drives each container of this host to what is wanted. `wake(id)` is the only way in: from the inbox, from exits, from
+ * timers and from adoption at start. One drive per container at a time; a wake during a drive makes it look once more.
+ */
+export class Converger {
+  readonly #services: Services;
+  readonly #rebooted: boolean;
+  readonly #drives = new Map<string, Drive>();
+  readonly #stops = new Map<string, { deadline: number }>();
+  readonly #timers = new Map<string, NodeJS.Timeout>();
+  /** Containers whose ports this process holds. */
+  readonly #published = new Set<string>();
+  #closed = false;
+
+  constructor(services: Services, more: { rebooted: boolean }) {
+    this.#services = services;
+    this.#rebooted = more.rebooted;
+  }
+
+  /** Wakes every container of which something new is wanted. */
+  async readInbox(): Promise<void> {
+    const { connection, host } = this.#services;
+    for (const container of await readInbox(connection.db, host.id)) this.wake(container.id, container);
+  }
+
+  /** Looks at a container soon. `fresh`: its row, when the caller has just read it. */
+  wake(id: string, fresh: InboxContainer | null = null): void {
+    if (this.#closed) return;
+    const drive = this.#drives.get(id);
+    if (drive === undefined) {
+      this.#drives.set(id, { again: false, abort: new AbortController() });
+      void this.#drive(id, fresh);
+    } else {
+      drive.again = true;
+      if (fresh !== null && fresh.wanted !== "running") drive.abort.abort();
+    }
+  }
+
+  /** Takes no further steps; containers stay as they are. */
+  close(): void {
+    this.#closed = true;
+    for (const timer of this.#timers.values()) clearTimeout(timer);
+    for (const drive of this.#drives.values()) drive.abort.abort();
+  }
+
+  #wakeIn(id: string, milliseconds: number): void {
+    clearTimeout(this.#timers.get(id));
+    this.#timers.set(
+      id,
+      setTimeout(() => {
+        this.#timers.delete(id);
+        this.wake(id);
+      }, milliseconds),
+    );
+  }
+
+  async #drive(id: string, fresh: InboxContainer | null): Promise<void> {
+    const { log, connection, host } = this.#services;
+    const drive = this.#drives.get(id);
+    if (drive === undefined) return;
+    try {
+      for (let row = fresh; !this.#closed; row = null) {
+        drive.again = false;
+        const container = row ?? (await readContainer(connection.db, host.id, id));
+        if (container === null || (await this.#step(container, drive)) === "done") {
+          if (!drive.again) break;
+        }
+      }
+    } catch (error) {
+      log.error({ err: error, container: id }, "converging failed; trying again");
+      this.#wakeIn(id, 1000);
+    } finally {
+      this.#drives.delete(id);
+      if (drive.again) this.wake(id);
+    }
+  }
+
+  /** Takes one step. `done`: nothing more to do until the next wake. */
+  async #step(container: InboxContainer, drive: Drive): Promise<"done" | "more"> {
+    const { sandboxes } = this.#services;
+    const { id } = container;
+    const seen = await sandboxes.probe(id);
+    const step = nextStep(
+      { ...container, restartPolicy: container.spec.restartPolicy, hasSignals: container.signals.length > 0 },
+      seen,
+      this.#stopProgress(id),
+    );
+    switch (step.step) {
+      case "settled":
+        await this.#settle(container, seen);
+        return "done";
+      case "start":
+        await this.#start(container, step, seen, drive);
+        return "more";
+      case "adopt":
+        await this.#write(
+          container,
+          { status: "running", reason: null, detail: null, started: true },
+          "container.started",
+        );
+        return "more";
+      case "deliverSignals":
+        for (const signal of container.signals) sandboxes.signal(id, signal);
+        await this.#write(container, { signalsDelivered: container.signals.length });
+        return "more";
+      case "beginStop": {
+        const seconds = container.spec.stopTimeoutSeconds;
+        this.#stops.set(id, { deadline: performance.now() + seconds * 1000 });
+        await this.#write(container, { status: "stopping" });
+        sandboxes.signal(id, stopSignal(container));
+        return "more";
+      }
+      case "awaitStop":
+        this.#wakeIn(id, Math.max((this.#stops.get(id)?.deadline ?? 0) - performance.now(), 0));
+        return "done";
+      case "kill":
+        sandboxes.signal(id, constants.signals.SIGKILL);
+        // Woken by the exit; looked at again in case its notice is lost.
+        this.#wakeIn(id, 1000);
+        return "done";
+      case "recordEnd":
+        await this.#recordEnd(container, step, seen);
+        return "more";
+      case "release":
+        await sandboxes.release(id);
+        return "more";
+      case "awaitRestart":
+        this.#wakeIn(id, step.inMs);
+        await this.#settle(container, seen);
+        return "done";
+      case "cancelRestart":
+        await this.#write(container, { status: "exited", restartInMs: null }, "container.exited");
+        return "more";
+      case "erase":
+        await this.#erase(container);
+        return "done";
+    }
+  }
+
+  #stopProgress(id: string): StopProgress {
+    const stop = this.#stops.get(id);
+    return stop === undefined ? null : { expired: performance.now() >= stop.deadline };
+  }
+
+  async #write(
+    container: InboxContainer,
+    patch: SeenPatch,
+    event?: string,
+    data: Record<string, unknown> = {},
+  ): Promise<void> {
+    const { connection, host } = this.#services;
+    const fence = { hostId: host.id, session: host.session };
+    await writeSeen(connection.db, fence, container, patch, event === undefined ? undefined : { type: event, data });
+  }
+
+  async #start(
+    container: InboxContainer,
+    step: Extract<Step, { step: "start" }>,
+    seen: Seen,
+    drive: Drive,
+  ): Promise<void> {
+    const { sandboxes, config } = this.#services;
+    const { id } = container;
+    const begun: SeenPatch = {
+      run: step.run,
+      status: "starting",
+      restartCount: step.restart ? container.restartCount + 1 : 0,
+      restartInMs: null,
+      exitCode: null,
+      reason: null,
+      detail: null,
+      oomKilled: false,
+    };
+    try {
+      if (seen.state !== "absent") await sandboxes.release(id);
+      this.#stops.delete(id);
+      const image = await this.#image(container, drive, begun);
+      const slot = container.slot ?? sandboxes.takeSlot();
+      await this.#write(container, { ...begun, slot, ipAddress: sandboxes.addressOf(slot), imageDigest: image.digest });
+      const log = logPath(config.dataDir, id);
+      await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
+      const layers = image.layers.map((layer) => this.#services.layers.path(layer.diffId));
+      const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }));
+      const wanted = container.ports.filter((port) => port.status !== "removing");
+      await sandboxes.publish(id, wanted);
+      this.#published.add(id);
+      await this.#write(
+        container,
+        {
+          status: "running",
+          pid,
+          started: true,
+          ...(container.signals.length > 0 ? {} : { seenRev: container.wantedRev }),
+        },
+        "container.started",
+      );
+      await this.#writePorts(container, { active: wanted.map((port) => port.id) });
+    } catch (thrown) {
+      if (drive.abort.signal.aborted) {
+        drive.abort = new AbortController();
+        return;
+      }
+      const error = toBerthError(thrown);
+      if (error.code === "internal") this.#services.log.error({ err: error, container: id }, "a start failed");
+      await sandboxes.release(id);
+      await this.#write(
+        container,
+        { ...begun, status: "failed", reason: error.code, detail: error.message, finished: true },
+        "container.failed",
+        { reason: error.code, detail: error.message },
+      );
+    }
+  }
+
+  /** The container's image with all layers on this host; shows `starting` first when that may take a while. */
+  async #image(container: InboxContainer, drive: Drive, begun: SeenPatch): Promise<Image> {
+    const { layers } = this.#services;
+    const { image, spec, run } = container;
+    const again = spec.pull === "always" && run === 0;
+    if (image !== null && !again) {
+      const here = await Promise.all(image.layers.map((layer) => layers.has(layer.diffId)));
+      if (!here.includes(false)) return image;
+    }
+    await this.#write(container, { status: "starting", ...(begun.run === undefined ? {} : { run: begun.run }) });
+    if (image !== null && !again) {
+      await ensureLayers(this.#services, image);
+      return image;
+    }
+    return ensureImage(this.#services, container.projectId, container.imageReference, {
+      pull: spec.pull,
+      signal: drive.abort.signal,
+    });
+  }
+
+  async #recordEnd(container: InboxContainer, step: Extract<Step, { step: "recordEnd" }>, seen: Seen): Promise<void> {
+    const { sandboxes } = this.#services;
+    const { id } = container;
+    const { exitCode, oomKilled } = step.end;
+    const reason = oomKilled
+      ? "oom_killed"
+      : seen.state === "exited"
+        ? exitCode === null
+          ? "monitor_lost"
+          : null
+        : this.#rebooted
+          ? "host_rebooted"
+          : "host_stopped";
+    await sandboxes.release(id);
+    this.#stops.delete(id);
+    this.#published.delete(id);
+    const again = step.restartInMs !== null;
+    await this.#write(
+      container,
+      {
+        status: again ? "restarting" : "exited",
+        restartInMs: step.restartInMs,
+        pid: null,
+        exitCode,
+        oomKilled,
+        reason,
+        finished: true,
+        ...(container.spec.autoRemove && !again ? { remove: true } : {}),
+      },
+      again ? "container.restarting" : "container.exited",
+      { exitCode, oomKilled, ...(reason === null ? {} : { reason }) },
+    );
+    await this.#writePorts(container, { idle: container.ports.map((port) => port.id) });
+  }
+
+  async #erase(container: InboxContainer): Promise<void> {
+    const { sandboxes, config, connection, host } = this.#services;
+    const { id } = container;
+    await sandboxes.remove(id, container.slot);
+    const log = logPath(config.dataDir, id);
+    await rm(log.slice(0, log.lastIndexOf("/")), { recursive: true, force: true });
+    this.#stops.delete(id);
+    this.#published.delete(id);
+    clearTimeout(this.#timers.get(id));
+    this.#timers.delete(id);
+    await eraseContainer(connection.db, { hostId: host.id, session: host.session }, container);
+    // Only now may another container get the slot: its row is gone.
+    if (container.slot !== null) sandboxes.freeSlot(container.slot);
+  }
+
+  /** Ports and signals that wait, then the note that this wish is done. */
+  async #settle(container: InboxContainer, seen: Seen): Promise<void> {
+    const { sandboxes } = this.#services;
+    const { id, ports } = container;
+    const removing = ports.filter((port) => port.status === "removing");
+    if (seen.state === "running") {
+      const first = !this.#published.has(id);
+      const active: string[] = [];
+      const refused: { id: string; reason: string; detail: string }[] = [];
+      for (const port of ports.filter((p) => p.status === "pending" || (first && p.status === "active"))) {
+        try {
+          await sandboxes.publish(id, [port]);
+          active.push(port.id);
+        } catch (thrown) {
+          const error = toBerthError(thrown);
+          refused.push({ id: port.id, reason: error.code, detail: error.message });
+        }
+      }
+      this.#published.add(id);
+      await sandboxes.unpublish(id, removing);
+      await this.#writePorts(container, { active, gone: removing.map((port) => port.id), refused });
+    } else {
+      await this.#writePorts(container, { gone: removing.map((port) => port.id) });
+    }
+    const signals = seen.state === "running" ? 0 : container.signals.length;
+    if (container.seenRev !== container.wantedRev || signals > 0) {
+      await this.#write(container, {
+        seenRev: container.wantedRev,
+        ...(signals > 0 ? { signalsDelivered: signals } : {}),
+      });
+    }
+  }
+
+  async #writePorts(container: InboxContainer, change: Parameters<typeof writePorts>[3]): Promise<void> {
+    const { connection, host } = this.#services;
+    if (Object.values(change).every((list) => list.length === 0)) return;
+    await writePorts(connection.db, { hostId: host.id, session: host.session }, container, change);
+  }
+}
+
+/** The signal that asks the container to end: its own, else the image's, else SIGTERM. */
+function stopSignal(container: InboxContainer): number {
+  const name = container.spec.stopSignal ?? container.image?.config.config?.StopSignal ?? "SIGTERM";
+  if (/^\d+$/.test(name)) return Number(name);
+  const full = name.toUpperCase().startsWith("SIG") ? name.toUpperCase() : `SIG${name.toUpperCase()}`;
+  return constants.signals[full as NodeJS.Signals] ?? constants.signals.SIGTERM;
+}

@@ -1,0 +1,90 @@
+import { BerthError } from "../core/errors.ts";
+import type { Image } from "../core/image.ts";
+import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
+import { findImage, hasRepository, recordImage } from "../db/image-records.ts";
+import type { RegistryAuth } from "../image/registry.ts";
+import { pullImage, type PullProgress } from "../image/pull.ts";
+import type { Services } from "./services.ts";
+
+/** How to get an image. `signal` aborts the transfer. */
+export interface ImageWish {
+  pull: "missing" | "always" | "never";
+  platform?: string;
+  auth?: RegistryAuth;
+  signal: AbortSignal;
+  onProgress?: (progress: PullProgress) => void;
+}
+
+/** What a pull moved. */
+export interface PullCounts {
+  layersTransferred: number;
+  layersSkipped: number;
+  bytesTransferred: number;
+}
+
+/**
+ * The project's image of that reference with all its layers on this host: its own, or one pulled before, or pulled now.
+ * A repository that the project has never means Docker Hub's of the same name.
+ * @throws BerthError `image_not_found`, or what the registry client throws.
+ */
+export async function ensureImage(
+  services: Services,
+  projectId: string,
+  text: string,
+  wish: ImageWish,
+): Promise<Image> {
+  const reference = parseReference(text);
+  const { db } = services.connection;
+  if (reference.registry === null && (await hasRepository(db, projectId, reference.repository))) {
+    const own = await findImage(db, projectId, reference);
+    if (own === null)
+      throw new BerthError("image_not_found", `The project has no image ${formatReference(reference)}.`);
+    await ensureLayers(services, own);
+    return own;
+  }
+  const remote = hubReference(reference);
+  const known = wish.pull === "always" ? null : await findImage(db, projectId, remote);
+  if (known !== null) {
+    await ensureLayers(services, known);
+    return known;
+  }
+  if (wish.pull === "never") {
+    throw new BerthError("image_not_found", `The project has no image ${formatReference(remote)}, and pulling is off.`);
+  }
+  return (await pullAndRecord(services, projectId, remote, wish)).image;
+}
+
+/** Pulls what is missing of an image from its registry and records it in the project. */
+export async function pullAndRecord(
+  services: Services,
+  projectId: string,
+  reference: ImageReference & { registry: string },
+  wish: Omit<ImageWish, "pull">,
+): Promise<{ image: Image } & PullCounts> {
+  const { registry, blobs, layers, connection } = services;
+  const pulled = await pullImage({
+    reference,
+    platform: wish.platform ?? null,
+    auth: wish.auth ?? null,
+    registry,
+    blobs,
+    layers,
+    signal: wish.signal,
+    ...(wish.onProgress === undefined ? {} : { onProgress: wish.onProgress }),
+  });
+  const { image, manifest, layersTransferred, layersSkipped, bytesTransferred } = pulled;
+  await connection.db.transaction((tx) =>
+    recordImage(
+      tx,
+      projectId,
+      { ...image, manifest, sizeBytes: image.layers.reduce((sum, l) => sum + l.sizeBytes, 0) },
+      [reference],
+    ),
+  );
+  return { image, layersTransferred, layersSkipped, bytesTransferred };
+}
+
+/** Makes sure that every layer of a known image is mounted from this host's cache, from the blob store when it is not. */
+export async function ensureLayers(services: Services, image: Image): Promise<void> {
+  await Promise.all(image.layers.map((layer) => services.layers.ensure(layer)));
+}
