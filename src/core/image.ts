@@ -18,6 +18,20 @@ export interface ImageProcess {
   Labels?: Record<string, string>;
   StopSignal?: string;
   Shell?: string[];
+  Healthcheck?: Healthcheck;
+  /** Instructions that run when a stage builds on the image. */
+  OnBuild?: string[];
+}
+
+/** How to tell whether a container works (Docker image spec v1.3); durations in nanoseconds, absent: the default. */
+export interface Healthcheck {
+  /** `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", line]`. */
+  Test: string[];
+  Interval?: number;
+  Timeout?: number;
+  StartPeriod?: number;
+  StartInterval?: number;
+  Retries?: number;
 }
 
 /** An image's config (OCI image spec v1.1, config.md); unknown fields are kept as they came. */

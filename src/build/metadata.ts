@@ -1,0 +1,32 @@
+/**
+ * The `port/protocol` keys of `EXPOSE 80 53/udp 8000-8010 127.0.0.1:80:8080`: host parts have no meaning in an image.
+ * null: not a port.
+ */
+export function exposedPorts(text: string): string[] | null {
+  const match = /^(?:.*:)?(\d{1,5})(?:-(\d{1,5}))?(?:\/(tcp|udp|sctp))?$/i.exec(text);
+  if (match === null) return null;
+  const first = Number(match[1]);
+  const last = match[2] === undefined ? first : Number(match[2]);
+  if (first < 1 || last > 65_535 || last < first) return null;
+  const protocol = match[3]?.toLowerCase() ?? "tcp";
+  return Array.from({ length: last - first + 1 }, (_, i) => `${first + i}/${protocol}`);
+}
+
+const signalNames = new Set(
+  (
+    "HUP INT QUIT ILL TRAP ABRT IOT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CLD CONT STOP TSTP TTIN TTOU " +
+    "URG XCPU XFSZ VTALRM PROF WINCH IO POLL PWR SYS"
+  ).split(" "),
+);
+
+/** Whether the text names a Linux signal: `TERM`, `SIGTERM`, `15`, `RTMIN+3`. */
+export function isSignal(text: string): boolean {
+  if (/^\d{1,2}$/.test(text)) return Number(text) >= 1 && Number(text) <= 64;
+  const name = text.toUpperCase().replace(/^SIG/, "");
+  return signalNames.has(name) || /^RTM(?:IN(?:\+\d{1,2})?|AX(?:-\d{1,2})?)$/.test(name);
+}
+
+/** Go's `%q` of a list of strings, which image histories show. */
+export function goStrings(strings: readonly string[]): string {
+  return `[${strings.map((text) => JSON.stringify(text)).join(" ")}]`;
+}

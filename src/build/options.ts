@@ -1,0 +1,14 @@
+import type { Platform } from "./platform.ts";
+
+/** What a build was asked for, as far as the plan depends on it. */
+export interface PlanOptions {
+  args: Readonly<Record<string, string>>;
+  /** A stage's name or number; undefined: the last stage. */
+  target: string | undefined;
+  /** Of the result. */
+  platform: Platform;
+  /** Of the machine that builds. */
+  buildPlatform: Platform;
+  /** Added to the result's labels. */
+  labels: Readonly<Record<string, string>>;
+}

@@ -1,0 +1,79 @@
+import { isChmod } from "./chmod.ts";
+import type { CopyInstruction } from "./instruction.ts";
+import type { CopyOrigin } from "./origin.ts";
+import { cleanPath, namesDirectory, resolvePath } from "./paths.ts";
+import type { Scope } from "./scope.ts";
+import { dockerfileError, quoted } from "./source.ts";
+import type { CopyStep, RemoteSource, StepBody } from "./step.ts";
+
+/** The step of a COPY or ADD: words expanded, paths absolute, remote sources apart from local ones. */
+export function planCopy(
+  instruction: CopyInstruction,
+  origin: CopyOrigin,
+  scope: Scope,
+  cwd: string,
+): StepBody<CopyStep> {
+  const { at } = instruction;
+  const keyword = instruction.kind.toUpperCase();
+  const optional = (text: string | null) => (text === null ? null : scope.word(text, at));
+  const written = instruction.sources.map((source) => scope.word(source, at));
+  const remotes = written.flatMap((source) => remoteSource(source) ?? []);
+  if (remotes.length > 0 && instruction.kind === "copy") {
+    throw dockerfileError(at, `COPY takes no URL; ADD does.`);
+  }
+  const checksum = optional(instruction.checksum);
+  if (checksum !== null && (written.length !== 1 || remotes.length !== 1)) {
+    throw dockerfileError(at, "--checksum needs exactly one source, a URL.");
+  }
+  const chmod = optional(instruction.chmod);
+  if (chmod !== null && !isChmod(chmod)) {
+    throw dockerfileError(
+      at,
+      `--chmod must be octal up to 7777 or symbolic such as u=rwX,go=rX, not ${quoted(chmod)}.`,
+    );
+  }
+  const chown = optional(instruction.chown);
+  const target = scope.word(instruction.destination, at);
+  if (target === "") throw dockerfileError(at, `the destination of ${keyword} is empty.`);
+  const sources = written.filter((source) => remoteSource(source) === null);
+  const inline = instruction.inline.map(({ name, content, expand }) => ({
+    name,
+    content: expand ? scope.content(content, at) : content,
+  }));
+  const flags = [
+    instruction.parents ? ["--parents"] : [],
+    chown === null ? [] : [`--chown=${chown}`],
+    chmod === null ? [] : [`--chmod=${chmod}`],
+  ].flat();
+  const names = [...written, ...inline.map(({ name }) => `<<${name}`)];
+  return {
+    kind: "copy",
+    origin,
+    // `/./` marks where --parents begins to keep directories; it must outlive the cleaning.
+    sources: instruction.parents ? sources.map(cleanKeepingPivot) : sources.map(cleanPath),
+    remotes,
+    inline,
+    destination: resolvePath(cwd, target),
+    intoDirectory: namesDirectory(target) || names.length > 1,
+    chown: chown === "" ? null : chown,
+    chmod,
+    excludes: instruction.excludes.map((pattern) => scope.word(pattern, at)),
+    parents: instruction.parents,
+    link: instruction.link,
+    unpack: instruction.unpack ?? instruction.kind === "add",
+    checksum,
+    createdBy: [keyword, ...flags, ...names, target].join(" "),
+  };
+}
+
+function cleanKeepingPivot(source: string): string {
+  const pivot = source.indexOf("/./");
+  if (pivot < 0) return cleanPath(source);
+  const before = cleanPath(source.slice(0, pivot));
+  return `${before === "/" ? "" : before}/.${cleanPath(source.slice(pivot + 3))}`;
+}
+
+function remoteSource(source: string): RemoteSource | null {
+  if (/^(?:git@|ssh:\/\/|git:\/\/)|^https?:\/\/[^?#]*\.git(?:#|$)/.test(source)) return { kind: "git", url: source };
+  return /^https?:\/\//.test(source) ? { kind: "http", url: source } : null;
+}

@@ -1,0 +1,73 @@
+import type { ImageConfig } from "../core/image.ts";
+import type { Dockerfile } from "./dockerfile.ts";
+import { type NeededImage, resolveGraph, targetStage } from "./graph.ts";
+import type { PlanOptions } from "./options.ts";
+import { planStage, type StageEnd } from "./plan-stage.ts";
+import { platformArgs } from "./platform.ts";
+import { globalScope, proxyNames, type Scope } from "./scope.ts";
+import type { BuildPlan, StagePlan } from "./step.ts";
+import type { Warning } from "./warning.ts";
+
+/**
+ * The images that the target reads and `known` lacks. An image may carry triggers that read further ones, so ask until
+ * none is missing; `known` is by `NeededImage.key`.
+ */
+export function missingImages(
+  dockerfile: Dockerfile,
+  options: PlanOptions,
+  known: ReadonlyMap<string, ImageConfig>,
+): NeededImage[] {
+  const { images } = resolveGraph(dockerfile, global(dockerfile, options, []), options, known);
+  return [...images.values()].filter(({ key }) => !known.has(key));
+}
+
+/**
+ * Plans a build: the stages that the target needs, in order, with every variable expanded.
+ * @throws BerthError `invalid_dockerfile` (with the line), or `invalid_request` for a target that does not exist.
+ */
+export function planBuild(
+  dockerfile: Dockerfile,
+  options: PlanOptions,
+  images: ReadonlyMap<string, ImageConfig>,
+): BuildPlan {
+  const warnings: Warning[] = [...dockerfile.warnings];
+  const globals = global(dockerfile, options, warnings);
+  const graph = resolveGraph(dockerfile, globals, options, images);
+  const ends = new Map<number, StageEnd>();
+  const stages: StagePlan[] = [];
+  let index = 1;
+  for (const resolved of graph.stages) {
+    const { plan, end } = planStage(resolved, index, { dockerfile, options, globals, images, ends, warnings });
+    ends.set(plan.number, end);
+    stages.push(plan);
+    index += plan.steps.length;
+  }
+  const last = stages.find((stage) => stage.number === graph.target);
+  if (last !== undefined && Object.keys(options.labels).length > 0) {
+    last.config = { ...last.config, Labels: { ...last.config.Labels, ...options.labels } };
+  }
+  warnings.push(...unusedArgs(dockerfile, options));
+  return { stages, target: graph.target, images: [...graph.images.keys()], warnings };
+}
+
+function global(dockerfile: Dockerfile, options: PlanOptions, warnings: Warning[]): Scope {
+  const stage = targetStage(dockerfile, options.target);
+  const predefined = platformArgs(options.buildPlatform, options.platform, stage.name ?? options.target ?? "default");
+  return globalScope(dockerfile.globalArgs, options.args, predefined, dockerfile.escape, warnings);
+}
+
+function unusedArgs(dockerfile: Dockerfile, options: PlanOptions): Warning[] {
+  const declared = new Set([
+    ...dockerfile.globalArgs.flatMap(({ args }) => args.map(({ name }) => name)),
+    ...dockerfile.stages.flatMap(({ instructions }) =>
+      instructions.flatMap((one) => (one.kind === "arg" ? one.args.map(({ name }) => name) : [])),
+    ),
+  ]);
+  return Object.keys(options.args)
+    .filter((name) => !declared.has(name) && !proxyNames.has(name))
+    .map((name) => ({
+      code: "unused_build_arg",
+      message: `no ARG declares the build argument ${name.slice(0, 80)}`,
+      line: 1,
+    }));
+}
