@@ -2,7 +2,7 @@ import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
 import { findImage, hasRepository, recordImage } from "../db/image-records.ts";
-import type { RegistryAuth } from "../image/registry.ts";
+import type { RegistryAuth } from "../image/registry-auth.ts";
 import { pullImage, type PullProgress } from "../image/pull.ts";
 import type { Services } from "./services.ts";
 

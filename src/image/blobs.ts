@@ -31,6 +31,8 @@ export interface BlobStore {
   delete(digest: string): Promise<void>;
   /** The digests of all blobs, in no order. */
   list(): AsyncIterable<string>;
+  /** Milliseconds since a blob was stored; 0 when it is not there. */
+  ageMs(digest: string): Promise<number>;
 }
 
 /**
@@ -99,6 +101,11 @@ export class FileBlobs implements BlobStore {
 
   async delete(digest: string): Promise<void> {
     await rm(join(this.#blobs, digestHex(digest)), { force: true });
+  }
+
+  async ageMs(digest: string): Promise<number> {
+    const blob = await stat(join(this.#blobs, digestHex(digest))).catch(() => null);
+    return blob === null ? 0 : Date.now() - blob.mtimeMs;
   }
 
   async *list(): AsyncGenerator<string, void> {

@@ -61,15 +61,16 @@ export class LayerStore {
 
   /**
    * Takes in a layer's compressed blob in one pass: blob and image are stored only when size, digest and diff id are as
-   * expected. `open` is called once, and not at all when another call has just brought in the same layer.
+   * expected. `open` is called once, and not at all when the layer is there already, unless it is to be fetched `always`.
    * @throws BerthError `digest_mismatch`, `invalid_image`, `layer_too_large`, `disk_full`, or the source's error.
    */
   async import(
     open: () => AsyncIterable<Uint8Array> | Promise<AsyncIterable<Uint8Array>>,
     expect: Layer,
+    options: { always?: boolean } = {},
   ): Promise<void> {
     await this.#exclusively(expect.diffId, async () => {
-      if (await this.holds(expect)) return;
+      if (options.always !== true && (await this.holds(expect))) return;
       const blob = new Tee(exactly(await open(), expect));
       const [toBlob, toImage] = blob.branches;
       await this.#convert(blob, decompress(toImage), async (conversion) => {

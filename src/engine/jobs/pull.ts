@@ -2,7 +2,7 @@ import { open } from "../../core/keys.ts";
 import type { PullPayload } from "../../core/job.ts";
 import { formatReference, hubReference, parseReference } from "../../core/reference.ts";
 import { reportProgress } from "../../db/leases.ts";
-import type { RegistryAuth } from "../../image/registry.ts";
+import type { RegistryAuth } from "../../image/registry-auth.ts";
 import { pullAndRecord } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
 

@@ -1,0 +1,140 @@
+import type { Image, Layer } from "../core/image.ts";
+import { formatReference, type ImageReference } from "../core/reference.ts";
+import type { BlobStore } from "./blobs.ts";
+import type { LayerStore } from "./layers.ts";
+import { type ImageManifest, joinImage, parseConfig, parseManifest, selectManifest } from "./manifest.ts";
+import { hostPlatform, parsePlatform, type Platform } from "./platform.ts";
+import type { FetchedManifest, Repository } from "./repository.ts";
+import type { Registry } from "./registry.ts";
+import type { RegistryAuth } from "./registry-auth.ts";
+
+/** Layers that are transferred at the same time. */
+const parallel = 3;
+
+export interface PullProgress {
+  layersDone: number;
+  layersTotal: number;
+  bytesDone: number;
+  bytesTotal: number;
+}
+
+export interface PullRequest {
+  reference: ImageReference & { registry: string };
+  /** Such as `linux/arm64`; null: this host's. */
+  platform: string | null;
+  auth: RegistryAuth | null;
+  registry: Registry;
+  blobs: BlobStore;
+  layers: LayerStore;
+  signal: AbortSignal;
+  /**
+   * Whether a layer that this host holds may be used without being transferred. A digest is no proof that who names it may
+   * read the blob, so this should say yes only to what the project has already. Absent: every layer may be.
+   */
+  mayReuse?: (layer: Layer) => boolean | Promise<boolean>;
+  onProgress?: (progress: PullProgress) => void;
+}
+
+export interface PulledImage {
+  image: Image;
+  /** The image's manifest as JSON; its exact bytes are in the blob store under `image.digest`. */
+  manifest: Record<string, unknown>;
+  layersTransferred: number;
+  layersSkipped: number;
+  bytesTransferred: number;
+}
+
+/**
+ * Brings an image from a registry into the blob store and the host's layers, only what is missing of it. An index gives the
+ * manifest of the platform. Nothing that fails a check is stored; layers that were complete when another failed stay.
+ * @throws BerthError `image_not_found`, `registry_denied`, `registry_unreachable`, `registry_error`, `address_refused`,
+ * `digest_mismatch`, `invalid_image`, `layer_too_large`, `disk_full`; the signal's reason.
+ */
+export async function pullImage(request: PullRequest): Promise<PulledImage> {
+  const { registry, reference, auth, blobs, signal } = request;
+  const name = formatReference(reference);
+  const wanted = request.platform === null ? hostPlatform() : parsePlatform(request.platform);
+  const { repository, manifest: found } = await registry.resolve(reference, auth, signal);
+  const { fetched, manifest } = await imageManifest(repository, found, wanted, name, signal);
+  const configBytes = await repository.document(manifest.config, signal);
+  const image = joinImage(manifest, fetched.digest, parseConfig(configBytes), wanted, name);
+  const counts = await pullLayers(request, repository, image.layers);
+  // Last, so that whoever finds the manifest's blob finds all that it names.
+  await blobs.put(once(configBytes), { digest: manifest.config.digest, maxBytes: configBytes.length });
+  await blobs.put(once(fetched.bytes), { digest: fetched.digest, maxBytes: fetched.bytes.length });
+  return { image, manifest: JSON.parse(fetched.bytes.toString("utf8")) as Record<string, unknown>, ...counts };
+}
+
+async function imageManifest(
+  repository: Repository,
+  found: FetchedManifest,
+  wanted: Platform,
+  name: string,
+  signal: AbortSignal,
+): Promise<{ fetched: FetchedManifest; manifest: ImageManifest }> {
+  const parsed = parseManifest(found.bytes, found.mediaType);
+  if (parsed.kind === "image") return { fetched: found, manifest: parsed };
+  const { digest, mediaType } = selectManifest(parsed, wanted, name);
+  const fetched = await repository.manifest(digest, signal);
+  // What the index says it is, so that an index can't lead to another.
+  return { fetched, manifest: parseManifest(fetched.bytes, mediaType) as ImageManifest };
+}
+
+async function pullLayers(
+  request: PullRequest,
+  repository: Repository,
+  all: readonly Layer[],
+): Promise<Pick<PulledImage, "layersTransferred" | "layersSkipped" | "bytesTransferred">> {
+  const { layers, onProgress } = request;
+  // An image may list a layer (such as the empty one) several times.
+  const distinct = [...new Map(all.map((layer) => [`${layer.digest} ${layer.diffId}`, layer])).values()];
+  const progress: PullProgress = {
+    layersDone: 0,
+    layersTotal: distinct.length,
+    bytesDone: 0,
+    bytesTotal: distinct.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+  };
+  const counts = { layersTransferred: 0, layersSkipped: 0, bytesTransferred: 0 };
+  const failure = new AbortController();
+  const signal = AbortSignal.any([request.signal, failure.signal]);
+  const pullLayer = async (layer: Layer): Promise<void> => {
+    const mayReuse = (await request.mayReuse?.(layer)) ?? true;
+    if (mayReuse && (await layers.holds(layer))) {
+      counts.layersSkipped++;
+      progress.bytesDone += layer.sizeBytes;
+    } else {
+      const descriptor = { digest: layer.digest, size: layer.sizeBytes, mediaType: layer.mediaType };
+      const counted = async function* (): AsyncGenerator<Uint8Array, void> {
+        for await (const chunk of repository.blob(descriptor, signal)) {
+          counts.bytesTransferred += chunk.length;
+          progress.bytesDone += chunk.length;
+          onProgress?.({ ...progress });
+          yield chunk;
+        }
+      };
+      await layers.import(counted, layer, { always: !mayReuse });
+      counts.layersTransferred++;
+    }
+    progress.layersDone++;
+    onProgress?.({ ...progress });
+  };
+  const queue = distinct[Symbol.iterator]();
+  const lane = async (): Promise<void> => {
+    for (const layer of queue) await pullLayer(layer);
+  };
+  const lanes = Array.from({ length: parallel }, () =>
+    lane().catch((error: unknown) => {
+      failure.abort(error);
+      throw error;
+    }),
+  );
+  // The others end too before this throws, so that nothing goes on behind the caller's back.
+  await Promise.allSettled(lanes);
+  request.signal.throwIfAborted();
+  if (failure.signal.aborted) throw failure.signal.reason;
+  return counts;
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array, void> {
+  yield bytes;
+}
