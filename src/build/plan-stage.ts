@@ -308,7 +308,7 @@ class StagePlanner {
     }
     const content = heredocText(first);
     if (!content.startsWith("#!")) return { command: { form: "shell", text: content }, script: null };
-    const path = `/dev/pipes/${first.name.replaceAll("/", "_")}`;
+    const path = `/.heredoc/${first.name.replaceAll("/", "_")}`;
     return { command: { form: "exec", args: [path] }, script: { path, content } };
   }
 }

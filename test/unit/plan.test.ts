@@ -1,0 +1,271 @@
+import { expect, test } from "vitest";
+import type { ImageConfig } from "../../src/core/image.ts";
+import { parseDockerfile } from "../../src/build/dockerfile.ts";
+import type { PlanOptions } from "../../src/build/options.ts";
+import { missingImages, planBuild } from "../../src/build/plan.ts";
+import type { BuildPlan, Step } from "../../src/build/step.ts";
+
+const platform = { os: "linux", architecture: "amd64" };
+const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
+  args: {},
+  target: undefined,
+  platform,
+  buildPlatform: platform,
+  labels: {},
+  ...more,
+});
+const image = (config: ImageConfig["config"] = {}): ImageConfig => ({
+  architecture: "amd64",
+  os: "linux",
+  config,
+  rootfs: { type: "layers", diff_ids: [] },
+});
+const debian = image({ Env: ["PATH=/usr/bin:/bin", "LANG=C"], Cmd: ["bash"] });
+
+function plan(lines: readonly string[], more: Partial<PlanOptions> = {}, base: ImageConfig = debian): BuildPlan {
+  const dockerfile = parseDockerfile(lines.join("\n"));
+  const images = new Map<string, ImageConfig>();
+  for (let missing = missingImages(dockerfile, options(more), images); missing.length > 0; ) {
+    for (const { key } of missing) images.set(key, base);
+    missing = missingImages(dockerfile, options(more), images);
+  }
+  return planBuild(dockerfile, options(more), images);
+}
+
+function step<K extends Step["kind"]>(built: BuildPlan, kind: K, which = 0): Extract<Step, { kind: K }> {
+  const found = built.stages.flatMap(({ steps }) => steps).filter((one) => one.kind === kind)[which];
+  if (found === undefined) throw new Error(`no ${kind} step`);
+  return found as Extract<Step, { kind: K }>;
+}
+
+test("only the stages that the target needs are planned, in order", () => {
+  const built = plan([
+    "FROM debian AS a",
+    "FROM debian AS unused",
+    "FROM a AS b",
+    "COPY --from=a /x /x",
+    "FROM scratch",
+    "COPY --from=b /x /y",
+    "COPY --from=0 /x /z",
+  ]);
+  expect(built.stages.map(({ number, name, dependsOn }) => [number, name, dependsOn])).toEqual([
+    [0, "a", []],
+    [2, "b", [0]],
+    [3, "stage-3", [0, 2]],
+  ]);
+  expect(built.target).toBe(3);
+  expect(built.images).toEqual(["debian linux/amd64"]);
+  expect(plan(["FROM debian AS a", "FROM a AS b"], { target: "A" }).target).toBe(0);
+  expect(plan(["FROM debian AS a", "FROM a AS b"], { target: "0" }).target).toBe(0);
+});
+
+test("a target that does not exist is named, with a suggestion", () => {
+  expect(() => plan(["FROM debian AS build"], { target: "biuld" })).toThrow(/no stage "biuld"; did you mean build\?/);
+});
+
+test("a stage reads earlier stages only: no cycle can be written", () => {
+  expect(() => plan(["FROM debian AS a", "COPY --from=b / /", "FROM a AS b"])).toThrow(/:2:1: the stage "b" must stand before/);
+  expect(() => plan(["FROM debian AS a", "COPY --from=a / /"])).toThrow(/must stand before/);
+  expect(() => plan(["FROM debian AS a", "COPY --from=7 / /"])).toThrow(/no stage number 7/);
+});
+
+test("global ARGs reach FROM, and a stage only by its own ARG", () => {
+  const built = plan(
+    ["ARG V=12", "ARG IMAGE=debian:$V", "FROM $IMAGE", "RUN one", "ARG V", "ARG W=${V}x", "RUN two"],
+    { args: { V: "13" } },
+  );
+  expect(built.images).toEqual(["debian:13 linux/amd64"]);
+  expect(step(built, "run", 0).env).toEqual(["PATH=/usr/bin:/bin", "LANG=C"]);
+  expect(step(built, "run", 1).env).toEqual(["PATH=/usr/bin:/bin", "LANG=C", "V=13", "W=13x"]);
+  expect(step(built, "run", 1).createdBy).toBe("RUN |2 V=13 W=13x /bin/sh -c two");
+});
+
+test("platform arguments exist once they are declared", () => {
+  const built = plan(["FROM --platform=$BUILDPLATFORM debian", "ARG TARGETARCH", "RUN x"], {
+    platform: { os: "linux", architecture: "arm64" },
+  });
+  expect(built.images).toEqual(["debian linux/amd64"]);
+  expect(step(built, "run").env).toContain("TARGETARCH=arm64");
+});
+
+test("proxies reach RUN without being declared, and no key, history or config", () => {
+  const built = plan(["FROM debian", "RUN x"], { args: { HTTP_PROXY: "http://p", other: "1" } });
+  expect(step(built, "run")).toMatchObject({ proxyEnv: ["HTTP_PROXY=http://p"], createdBy: "RUN /bin/sh -c x" });
+  expect(step(built, "run").env).not.toContain("HTTP_PROXY=http://p");
+  expect(built.warnings).toEqual([{ code: "unused_build_arg", message: "no ARG declares the build argument other", line: 1 }]);
+});
+
+test("ENV expands with the variables from before the instruction, in what follows and in the image", () => {
+  const built = plan(["FROM debian", "ENV a=1", 'ENV a=2 b=$a c="x y" d=\'$a\'', "WORKDIR /$b", "WORKDIR ../up"]);
+  const config = built.stages[0]?.config;
+  expect(config?.Env).toEqual(["PATH=/usr/bin:/bin", "LANG=C", "a=2", "b=1", "c=x y", "d=$a"]);
+  expect(step(built, "workdir", 1).path).toBe("/up");
+  expect(config?.WorkingDir).toBe("/up");
+});
+
+test("the image's config, and the rules between CMD and ENTRYPOINT", () => {
+  const built = plan([
+    "FROM debian",
+    "MAINTAINER me",
+    'ENTRYPOINT ["/app"]',
+    "EXPOSE 80 53/UDP 8000-8001",
+    "VOLUME /data /more",
+    "USER 1:2",
+    "STOPSIGNAL SIGQUIT",
+    "LABEL a=1 b=two",
+    "HEALTHCHECK --interval=1m30s --retries=2 CMD curl -f localhost",
+    'SHELL ["/bin/bash", "-c"]',
+    "ONBUILD COPY . /app",
+  ]);
+  const stage = built.stages[0];
+  expect(stage?.author).toBe("me");
+  expect(stage?.config).toEqual({
+    Env: ["PATH=/usr/bin:/bin", "LANG=C"],
+    Entrypoint: ["/app"],
+    ExposedPorts: { "80/tcp": {}, "53/udp": {}, "8000/tcp": {}, "8001/tcp": {} },
+    Volumes: { "/data": {}, "/more": {} },
+    User: "1:2",
+    StopSignal: "SIGQUIT",
+    Labels: { a: "1", b: "two" },
+    Healthcheck: { Test: ["CMD-SHELL", "curl -f localhost"], Interval: 90e9, Retries: 2 },
+    Shell: ["/bin/bash", "-c"],
+    OnBuild: ["COPY . /app"],
+  });
+  expect(plan(["FROM debian", "CMD x", 'ENTRYPOINT ["e"]']).stages[0]?.config.Cmd).toEqual(["/bin/sh", "-c", "x"]);
+});
+
+test("labels of the request are on the result only", () => {
+  const built = plan(["FROM debian AS a", "FROM a", "LABEL x=1"], { labels: { y: "2" } });
+  expect(built.stages.map(({ config }) => config.Labels)).toEqual([undefined, { x: "1", y: "2" }]);
+});
+
+test("triggers of a base run first, may read further images, and are gone afterwards", () => {
+  const base = image({ OnBuild: ["COPY --from=tools /t /t", "ENV x=1"] });
+  const dockerfile = parseDockerfile("FROM base\nRUN last");
+  expect(missingImages(dockerfile, options(), new Map()).map(({ reference }) => reference)).toEqual(["base"]);
+  const built = plan(["FROM base", "RUN last"], {}, base);
+  expect(built.images).toEqual(["base linux/amd64", "tools linux/amd64"]);
+  expect(built.stages[0]?.steps.map(({ kind, at }) => [kind, at.line])).toEqual([
+    ["from", 1],
+    ["copy", 1],
+    ["meta", 1],
+    ["run", 2],
+  ]);
+  expect(built.stages[0]?.config.OnBuild).toBeUndefined();
+});
+
+test("a stage's own ONBUILD runs in the stage built on it", () => {
+  const built = plan(["FROM debian AS a", "ONBUILD RUN later", "FROM a"]);
+  expect(built.stages.map(({ steps }) => steps.map(({ kind }) => kind))).toEqual([["from", "meta"], ["from", "run"]]);
+});
+
+test("COPY: destinations, flags and history", () => {
+  const built = plan(["FROM debian", "WORKDIR /app", "ARG U=7", "COPY --chown=$U:g --chmod=u=rwX a ../b/c sub/", "ADD x y"]);
+  expect(step(built, "copy", 0)).toMatchObject({
+    origin: { kind: "context" },
+    sources: ["/a", "/b/c"],
+    destination: "/app/sub",
+    intoDirectory: true,
+    chown: "7:g",
+    chmod: "u=rwX",
+    unpack: false,
+    createdBy: "COPY --chown=7:g --chmod=u=rwX a ../b/c sub/",
+  });
+  expect(step(built, "copy", 1)).toMatchObject({ destination: "/app/y", intoDirectory: false, unpack: true });
+});
+
+test("heredocs: a script, a file of its own, lines for the shell, and files of COPY", () => {
+  const built = plan([
+    "FROM debian",
+    "ENV x=1",
+    "RUN <<EOF",
+    "set -e",
+    "EOF",
+    "RUN <<PY",
+    "#!/usr/bin/python3",
+    "print(1)",
+    "PY",
+    "RUN cat <<A - <<'B'",
+    "a",
+    "A",
+    "b",
+    "B",
+    "COPY <<-one <<'two' /dir/",
+    "\t$x \\$x \"q\"",
+    "one",
+    "$x",
+    "two",
+  ]);
+  expect(step(built, "run", 0).argv).toEqual(["/bin/sh", "-c", "set -e\n"]);
+  expect(step(built, "run", 1)).toMatchObject({
+    argv: ["/.heredoc/PY"],
+    script: { path: "/.heredoc/PY", content: "#!/usr/bin/python3\nprint(1)\n" },
+  });
+  expect(step(built, "run", 2).argv[2]).toBe("cat <<A - <<'B'\na\nA\nb\nB");
+  expect(step(built, "copy").inline).toEqual([
+    { name: "one", content: '1 $x "q"\n' },
+    { name: "two", content: "$x\n" },
+  ]);
+});
+
+test("mounts", () => {
+  const built = plan([
+    "FROM debian AS a",
+    "FROM debian",
+    "WORKDIR /w",
+    "RUN --mount=target=/src --mount=type=cache,target=c,sharing=locked,uid=5 --mount=from=a,src=/x,dst=/y,rw --mount=type=secret,id=s,env=S --mount=type=tmpfs,target=/t,size=64m --network=none true",
+  ]);
+  expect(step(built, "run")).toMatchObject({
+    network: "none",
+    mounts: [
+      { type: "bind", target: "/src", origin: { kind: "context" }, source: "/", readOnly: true },
+      { type: "cache", target: "/w/c", id: "/w/c", sharing: "locked", uid: 5, readOnly: false },
+      { type: "bind", target: "/y", origin: { kind: "stage", stage: 0 }, source: "/x", readOnly: false },
+      { type: "secret", id: "s", target: null, env: "S" },
+      { type: "tmpfs", target: "/t", size: 64 * 2 ** 20 },
+    ],
+  });
+  expect(built.stages.map(({ number }) => number)).toEqual([0, 1]);
+});
+
+const refused: [string, RegExp][] = [
+  ["WORKDIR /proc/self/fd/7", /:2:1: WORKDIR can't be in "\/proc\/self\/fd\/7"/],
+  ["RUN --network=host x", /:2:5: --network=host is not allowed: the host's network/],
+  ["RUN --security=insecure x", /:2:5: only --security=sandbox/],
+  ["RUN --mount=type=cahce,target=/x x", /:2:5: there is no mount type "cahce"; did you mean cache\?/],
+  ["RUN --mount=type=bind x", /needs a target/],
+  ["COPY https://example.com/x /x", /COPY takes no URL; ADD does/],
+  ["COPY --chmod=999 a b", /--chmod must be octal/],
+  ["COPY --from=$x a b", /--from is not expanded/],
+  ["EXPOSE 70000", /no port/],
+  ["STOPSIGNAL SIGNOPE", /no signal/],
+  ["ENV x=${y?must be given}", /must be given/],
+  ["LABEL x=${y", /substitution/],
+  ["USER", /USER needs an argument/],
+  ["ONBUILD FROM x", /:2:9: ONBUILD FROM is not allowed/],
+  ["ONBUILD RUNN x", /did you mean RUN\?/],
+];
+test.each(refused)("%s is refused with its place", (line, message) => {
+  expect(() => plan(["FROM debian", line])).toThrow(message);
+});
+
+test("an empty base is explained", () => {
+  expect(() => plan(["ARG B", "FROM $B"])).toThrow(/:2:1: the base "\$B" is empty/);
+});
+
+test("repeated doubling of a value ends at the kernel's limit for one string", () => {
+  const lines = ["FROM debian", "ENV a=0123456789", ...Array.from({ length: 40 }, () => "ENV a=$a$a")];
+  expect(() => plan(lines)).toThrow(/has more than 131072 characters/);
+});
+
+test("warnings tell what is probably not meant", () => {
+  const built = plan(["FROM debian AS Build", "ENV k v", "ENV API_TOKEN=1", "WORKDIR rel", "CMD run $nope", "LABEL x=$nope"]);
+  expect(built.warnings.map(({ code, line }) => [code, line])).toEqual([
+    ["stage_name_casing", 1],
+    ["legacy_key_value", 2],
+    ["secret_in_variable", 3],
+    ["relative_workdir", 4],
+    ["json_args_recommended", 5],
+    ["undefined_variable", 6],
+  ]);
+});
