@@ -1,0 +1,86 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtemp, readFile, readdir, rm } from "node:fs/promises";
+import type { Engine } from "./engine.ts";
+import { Client } from "./http.ts";
+
+const root = new URL("../..", import.meta.url).pathname;
+const limits = { cpus: 1, memory: 128 << 20, pids: 128, disk: 256 << 20 };
+
+/** Berth as `npm start` runs it, with a data directory, a port and a port range of its own. */
+export async function startBerth(port: number): Promise<Engine> {
+  const dataDir = await mkdtemp("/var/lib/berth-bench-");
+  const env = {
+    ...process.env,
+    BERTH_DATA_DIR: dataDir,
+    BERTH_LISTEN: `127.0.0.1:${String(port)}`,
+    BERTH_PORT_RANGE: "18000-18999",
+    BERTH_DEMO: "0",
+    BERTH_HOST_NAME: "bench",
+  };
+  const server = spawn(process.execPath, [`${root}src/main.ts`], { env, stdio: ["ignore", "pipe", "inherit"] });
+  await ready(server);
+  const token = (await readFile(`${dataDir}/token`, "utf8")).trim();
+  const plain = new Client({ host: "127.0.0.1", port }, { authorization: `Bearer ${token}` });
+  const projects = await plain.json<{ items: { id: string; name: string }[] }>("GET", "/v1/projects");
+  const project = projects.items.find((each) => each.name === "default")?.id ?? "";
+  plain.close();
+  const api = new Client({ host: "127.0.0.1", port }, { authorization: `Bearer ${token}`, "berth-project": project });
+  return {
+    name: "Berth",
+    async build(tag, context) {
+      const build = await api.json<{ status: string; error?: unknown }>(
+        "POST",
+        `/v1/builds?tag=${encodeURIComponent(tag)}`,
+        context,
+        { prefer: "wait=60" },
+      );
+      if (build.status !== "succeeded") throw new Error(`the build ended as ${JSON.stringify(build)}`);
+    },
+    async start(image, command) {
+      return (await api.json<{ id: string }>("POST", "/v1/containers", { image, command, resources: limits })).id;
+    },
+    async firstLine(id) {
+      for (;;) {
+        const log = await api.send("GET", `/v1/containers/${id}/logs?follow=true&stderr=false`);
+        const text = log.body.toString();
+        if (text.includes("\n")) return text;
+      }
+    },
+    async remove(id) {
+      await api.json("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=30" });
+    },
+    async keepers(id) {
+      return pidsNaming(id);
+    },
+    async close() {
+      api.close();
+      server.kill("SIGINT");
+      await new Promise((resolve) => server.once("exit", resolve));
+      const down = spawn(process.execPath, [`${root}src/down.ts`], { env, stdio: "ignore" });
+      await new Promise((resolve) => down.once("exit", resolve));
+      await rm(dataDir, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Processes whose command line names the container: its monitor or shim. */
+export async function pidsNaming(id: string): Promise<number[]> {
+  const found: number[] = [];
+  for (const name of await readdir("/proc")) {
+    if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
+    const line = await readFile(`/proc/${name}/cmdline`, "utf8").catch(() => "");
+    if (line.includes(id)) found.push(Number(name));
+  }
+  return found;
+}
+
+function ready(server: ChildProcess): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let output = "";
+    server.stdout?.on("data", (chunk: Buffer) => {
+      output += chunk.toString();
+      if (/ready/i.test(output)) resolve();
+    });
+    server.once("exit", (code) => reject(new Error(`Berth ended with ${String(code)}: ${output}`)));
+  });
+}

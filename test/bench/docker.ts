@@ -1,0 +1,92 @@
+import { execFile, spawn } from "node:child_process";
+import { access, mkdtemp, rm } from "node:fs/promises";
+import { promisify } from "node:util";
+import { pidsNaming } from "./berth.ts";
+import type { Engine } from "./engine.ts";
+import { Client } from "./http.ts";
+
+const run = promisify(execFile);
+const limits = { Memory: 128 << 20, MemorySwap: 128 << 20, NanoCpus: 1e9, PidsLimit: 128 };
+
+/** Docker Engine and BuildKit of Debian's docker.io; null when it is not installed. */
+export interface Docker extends Engine {
+  version: string;
+  /** `docker build` with BuildKit, as a whole process. */
+  cliBuild(tag: string, contextDir: string): Promise<void>;
+}
+
+/**
+ * Starts a dockerd with its own data root, socket and network namespace (its firewall rules stay in there), as Debian
+ * configures it otherwise. It has no size limit for writable layers.
+ */
+export async function startDocker(): Promise<Docker | null> {
+  if (
+    !(await access("/usr/sbin/dockerd").then(
+      () => true,
+      () => false,
+    ))
+  )
+    return null;
+  const dir = await mkdtemp("/var/lib/berth-bench-docker-");
+  const netns = `bench${String(process.pid)}`;
+  await run("ip", ["netns", "add", netns]);
+  await run("ip", ["-n", netns, "link", "set", "lo", "up"]);
+  const socket = `${dir}/docker.sock`;
+  const args = [
+    "--data-root",
+    `${dir}/data`,
+    "--exec-root",
+    `${dir}/run`,
+    "--pidfile",
+    `${dir}/pid`,
+    "-H",
+    `unix://${socket}`,
+  ];
+  const daemon = spawn("ip", ["netns", "exec", netns, "dockerd", ...args], { stdio: ["ignore", "ignore", "pipe"] });
+  let log = "";
+  const up = new Promise<void>((resolve, reject) => {
+    daemon.stderr.on("data", (chunk: Buffer) => {
+      log = (log + chunk.toString()).slice(-4000);
+      if (log.includes("API listen on")) resolve();
+    });
+    daemon.once("exit", () => reject(new Error(`dockerd ended: ${log}`)));
+  });
+  await up;
+  const api = new Client({ socketPath: socket });
+  const { Version: version } = await api.json<{ Version: string }>("GET", "/version");
+  return {
+    name: `Docker ${version}`,
+    version,
+    async build(tag, context) {
+      const answer = await api.send("POST", `/build?t=${encodeURIComponent(tag)}`, context);
+      if (answer.status !== 200) throw new Error(answer.body.toString());
+    },
+    async cliBuild(tag, contextDir) {
+      const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
+      await run("docker", ["build", "-q", "-t", tag, contextDir], { env });
+    },
+    async start(image, command) {
+      const body = { Image: image, Cmd: command, HostConfig: limits };
+      const { Id } = await api.json<{ Id: string }>("POST", "/containers/create", body);
+      await api.json("POST", `/containers/${Id}/start`);
+      return Id;
+    },
+    async firstLine(id) {
+      for (;;) {
+        const { body } = await api.send("GET", `/containers/${id}/logs?stdout=1&tail=1`);
+        if (body.length > 8) return body.subarray(8).toString();
+      }
+    },
+    async remove(id) {
+      await api.json("DELETE", `/containers/${id}?force=1`);
+    },
+    keepers: pidsNaming,
+    async close() {
+      api.close();
+      daemon.kill("SIGTERM");
+      await new Promise((resolve) => daemon.once("exit", resolve));
+      await run("ip", ["netns", "del", netns]);
+      await rm(dir, { recursive: true, force: true });
+    },
+  };
+}

@@ -1,0 +1,58 @@
+import { Agent, request } from "node:http";
+
+export interface Answer {
+  status: number;
+  body: Buffer;
+}
+
+/** A client of one HTTP server (TCP or Unix socket) that keeps its connections. */
+export class Client {
+  readonly #agent = new Agent({ keepAlive: true, maxSockets: 16 });
+  readonly #to: { host: string; port: number } | { socketPath: string };
+  readonly #headers: Record<string, string>;
+
+  constructor(to: { host: string; port: number } | { socketPath: string }, headers: Record<string, string> = {}) {
+    this.#to = to;
+    this.#headers = headers;
+  }
+
+  /** Sends JSON (or bytes as they are) and reads the whole answer. */
+  send(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
+    const bytes = body === undefined ? null : Buffer.isBuffer(body) ? body : Buffer.from(JSON.stringify(body));
+    const type = Buffer.isBuffer(body) ? "application/x-tar" : "application/json";
+    return new Promise((resolve, reject) => {
+      const outgoing = request(
+        {
+          ...this.#to,
+          method,
+          path,
+          agent: this.#agent,
+          headers: {
+            ...this.#headers,
+            ...(bytes === null ? {} : { "content-type": type, "content-length": String(bytes.length) }),
+            ...headers,
+          },
+        },
+        (incoming) => {
+          const chunks: Buffer[] = [];
+          incoming.on("data", (chunk: Buffer) => chunks.push(chunk));
+          incoming.on("error", reject);
+          incoming.on("end", () => resolve({ status: incoming.statusCode ?? 0, body: Buffer.concat(chunks) }));
+        },
+      );
+      outgoing.on("error", reject);
+      outgoing.end(bytes);
+    });
+  }
+
+  /** As `send`, but an answer of 400 and above throws. The body is parsed as JSON. */
+  async json<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
+    const answer = await this.send(method, path, body, headers);
+    if (answer.status >= 400) throw new Error(`${method} ${path}: ${String(answer.status)} ${answer.body.toString()}`);
+    return (answer.body.length === 0 ? null : JSON.parse(answer.body.toString())) as T;
+  }
+
+  close(): void {
+    this.#agent.destroy();
+  }
+}
