@@ -9,7 +9,7 @@ import {
   subnet4,
   subnet6,
 } from "../plan/network.ts";
-import { Conntrack } from "./conntrack.ts";
+import type { Conntrack } from "./conntrack.ts";
 import type { Namespaces } from "./namespaces.ts";
 import { NETLINK_ROUTE, NetlinkSocket } from "./netlink.ts";
 import {
@@ -37,12 +37,13 @@ export class HostNetwork {
   /** Two sockets: what answers at once, and what blocks for long. */
   readonly #quick = new NetlinkSocket(NETLINK_ROUTE);
   readonly #slow = new NetlinkSocket(NETLINK_ROUTE);
-  readonly #conntrack = new Conntrack();
+  readonly #conntrack: Conntrack;
   readonly #ipv6 = hasIpv6();
 
   /** Makes this host forward packets, and addresses of containers that don't exist unreachable. */
-  constructor(scope: NetworkScope) {
+  constructor(scope: NetworkScope, conntrack: Conntrack) {
     this.#scope = scope;
+    this.#conntrack = conntrack;
     forwardPackets(this.#ipv6);
     this.#quick.request(this.#unreachable().map(addRoute));
   }
@@ -50,7 +51,6 @@ export class HostNetwork {
   close(): void {
     this.#quick.close();
     this.#slow.close();
-    this.#conntrack.close();
   }
 
   /** Names and addresses of a slot. */
@@ -114,8 +114,7 @@ export class HostNetwork {
   async detach(slot: number): Promise<void> {
     const { veth, ipv4, ipv6 } = this.of(slot);
     await this.#slow.later([deleteLink(veth)]);
-    await this.#conntrack.flushAddress(ipv4);
-    if (this.#ipv6) await this.#conntrack.flushAddress(ipv6);
+    await this.#conntrack.flush({ address: ipv4 }, { address: ipv6 });
   }
 
   /** The slots that have a link on this host, for the sweep. */
@@ -125,7 +124,7 @@ export class HostNetwork {
 
   /** Removes every link and route of this instance. The host goes on forwarding: others may rely on it by now. */
   async down(): Promise<void> {
-    for (const slot of this.slots()) await this.detach(slot);
+    await Promise.all(this.slots().map((slot) => this.detach(slot)));
     this.#quick.request(this.#unreachable().map(deleteRoute));
   }
 
