@@ -1,0 +1,168 @@
+import { closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync, type BigIntStats } from "node:fs";
+import { open } from "node:fs/promises";
+import { readXattrs } from "./file-xattrs.ts";
+import { type ByteString, type LayerEntry, noContent } from "./layer-entry.ts";
+import { defaultLimits, tooLarge } from "./layer-limits.ts";
+import { keptXattrs, plainCapability } from "./layer-xattrs.ts";
+
+const idCount = 65_536;
+const nobody = 65_534;
+const chunkSize = 1 << 20;
+
+/** A directory that is being walked: its descriptor and the names that are still to come, last one first. */
+interface Level {
+  fd: number;
+  path: ByteString;
+  names: Buffer[];
+}
+
+/**
+ * What a container changed, as a layer: the overlay's upper directory in OCI's form. Whiteouts and opaque directories are
+ * named as layer.md says, ids are shifted back from the container's range, overlayfs's own attributes are left out. The
+ * order is bytewise, a directory before what is in it, so the same changes give the same layer. The root itself is not an
+ * entry. Nothing may be changing the directory.
+ *
+ * The names and links in it are a tenant's: each level is opened from the one above without following links, and only
+ * files are opened.
+ *
+ * @param idBase The host's id that is the container's 0.
+ */
+export async function* readUpper(directory: string, idBase: number): AsyncGenerator<LayerEntry, void, undefined> {
+  const levels: Level[] = [];
+  const linked = new Map<string, ByteString>();
+  try {
+    levels.push(enter(Buffer.from(directory), ""));
+    for (let level = levels.at(-1); level !== undefined; level = levels.at(-1)) {
+      const name = level.names.pop();
+      if (name === undefined) {
+        closeSync(level.fd);
+        levels.pop();
+        continue;
+      }
+      const file = within(level.fd, name);
+      const path = join(level.path, name.toString("latin1"));
+      const stat = lstatSync(file, { bigint: true });
+      const xattrs = readXattrs(file);
+      const entry = toEntry(file, path, stat, xattrs, idBase);
+      if (entry === null) continue;
+      if (entry.type === "file" && stat.nlink > 1n) {
+        const key = `${String(stat.dev)}:${String(stat.ino)}`;
+        const first = linked.get(key);
+        if (first !== undefined) {
+          yield { ...entry, type: "hardlink", target: first, size: 0, content: noContent };
+          continue;
+        }
+        linked.set(key, path);
+      }
+      yield entry;
+      if (entry.type !== "directory") continue;
+      if (isOpaque(xattrs)) yield emptyFile(entry, join(path, ".wh..wh..opq"));
+      if (levels.length >= defaultLimits.depth) throw tooLarge("directories that are too deep");
+      levels.push(enter(file, path));
+    }
+  } finally {
+    for (const level of levels) closeSync(level.fd);
+  }
+}
+
+function enter(file: Buffer, path: ByteString): Level {
+  const fd = openSync(file, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+  try {
+    const names = readdirSync(within(fd, Buffer.from(".")), { encoding: "buffer" });
+    return { fd, path, names: names.sort((a, b) => Buffer.compare(b, a)) };
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** A path to a name in an open directory, wherever that has been moved to. */
+function within(fd: number, name: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(`/proc/self/fd/${String(fd)}/`), name]);
+}
+
+function join(parent: ByteString, name: ByteString): ByteString {
+  return parent === "" ? name : `${parent}/${name}`;
+}
+
+/** null: what a layer can't hold, such as a socket. */
+function toEntry(
+  file: Buffer,
+  path: ByteString,
+  stat: BigIntStats,
+  xattrs: ReadonlyMap<ByteString, Uint8Array>,
+  idBase: number,
+): LayerEntry | null {
+  const entry: LayerEntry = {
+    path,
+    type: "file",
+    mode: Number(stat.mode) & 0o7777,
+    uid: shiftedBack(stat.uid, idBase),
+    gid: shiftedBack(stat.gid, idBase),
+    mtime: splitTime(stat.mtimeNs),
+    size: 0,
+    target: "",
+    xattrs: layerXattrs(xattrs, idBase),
+    content: noContent,
+  };
+  if (stat.isDirectory()) return { ...entry, type: "directory" };
+  if (stat.isSymbolicLink()) {
+    return { ...entry, type: "symlink", target: readlinkSync(file, { encoding: "buffer" }).toString("latin1") };
+  }
+  if (stat.isFIFO()) return { ...entry, type: "fifo" };
+  if (stat.isCharacterDevice() && stat.rdev === 0n) {
+    const slash = path.lastIndexOf("/") + 1;
+    return emptyFile(entry, `${path.slice(0, slash)}.wh.${path.slice(slash)}`);
+  }
+  if (!stat.isFile()) return null;
+  return { ...entry, size: Number(stat.size), content: content(file) };
+}
+
+async function* content(file: Buffer): AsyncGenerator<Uint8Array, void, undefined> {
+  const handle = await open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    const { size } = await handle.stat();
+    for (let position = 0; position < size; ) {
+      const buffer = Buffer.allocUnsafe(Math.min(size - position, chunkSize));
+      const { bytesRead } = await handle.read(buffer, 0, buffer.length, position);
+      if (bytesRead === 0) return;
+      position += bytesRead;
+      yield buffer.subarray(0, bytesRead);
+    }
+  } finally {
+    await handle.close();
+  }
+}
+
+function emptyFile(like: LayerEntry, path: ByteString): LayerEntry {
+  return { ...like, path, type: "file", mode: 0o600, size: 0, xattrs: new Map(), content: noContent };
+}
+
+function shiftedBack(id: bigint, idBase: number): number {
+  const shifted = Number(id) - idBase;
+  return shifted >= 0 && shifted < idCount ? shifted : nobody;
+}
+
+function splitTime(ns: bigint): LayerEntry["mtime"] {
+  const nanoseconds = ((ns % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n;
+  return { seconds: Number((ns - nanoseconds) / 1_000_000_000n), nanoseconds: Number(nanoseconds) };
+}
+
+function isOpaque(xattrs: ReadonlyMap<ByteString, Uint8Array>): boolean {
+  const value = xattrs.get("trusted.overlay.opaque");
+  return value !== undefined && Buffer.from(value).toString() === "y";
+}
+
+function layerXattrs(xattrs: ReadonlyMap<ByteString, Uint8Array>, idBase: number): ReadonlyMap<ByteString, Uint8Array> {
+  // With these features on, the directory would not hold all of the change; Berth mounts without them.
+  if (xattrs.has("trusted.overlay.redirect") || xattrs.has("trusted.overlay.metacopy")) {
+    throw new Error("the overlay was mounted with redirect_dir or metacopy");
+  }
+  const value = xattrs.get("security.capability");
+  if (value === undefined) return keptXattrs(xattrs);
+  const plain = plainCapability(value, idBase);
+  const rest = new Map(xattrs);
+  if (plain === null) rest.delete("security.capability");
+  else rest.set("security.capability", plain);
+  return keptXattrs(rest);
+}
