@@ -46,16 +46,26 @@ function refusal(host: HostRoom, want: Resources): string | null {
   return null;
 }
 
+/** Whether the host was promised more than it may, as two placements at the same time can lead to. */
+export function isOverfull(host: HostRoom): boolean {
+  return (
+    host.used.containers > slotsPerHost ||
+    host.used.cpus > host.cpus * overcommit.cpus ||
+    host.used.memory > host.memory * overcommit.memory ||
+    host.used.disk > host.disk * overcommit.disk
+  );
+}
+
 /**
  * Chooses the host with the largest part of its memory unpromised; the id decides between equals.
  * @throws BerthError `no_capacity`, saying of each host why not.
  */
-export function place(hosts: readonly HostRoom[], want: Resources): string {
+export function place<H extends HostRoom>(hosts: readonly H[], want: Resources): H {
   const free = (host: HostRoom) => 1 - host.used.memory / (host.memory * overcommit.memory);
   const best = hosts
     .filter((host) => refusal(host, want) === null)
     .sort((a, b) => free(b) - free(a) || (a.id < b.id ? -1 : 1))[0];
-  if (best !== undefined) return best.id;
+  if (best !== undefined) return best;
   if (hosts.length === 0) throw new BerthError("no_capacity", "No host has joined yet, so nothing can run.");
   const reasons = hosts.map((host) => `${host.name} ${refusal(host, want) ?? ""}`);
   throw new BerthError("no_capacity", `No host has room: ${reasons.join("; ")}.`);

@@ -1,5 +1,5 @@
 import type { HostRoom } from "../core/placement.ts";
-import { type Sql, type Tx, time } from "./scope.ts";
+import { type Sql, time } from "./scope.ts";
 
 /** A host is taken for dead when its worker was not heard of for so long. */
 export const silentSeconds = 30;
@@ -56,7 +56,7 @@ const hostRow = (raw: Raw): HostRow => ({
 });
 
 /** All hosts, or one of them, with what their containers hold together. */
-export async function listHosts(sql: Sql | Tx, only?: string): Promise<HostRow[]> {
+export async function listHosts(sql: Sql, only?: string): Promise<HostRow[]> {
   const rows = await sql<Raw[]>`
     select h.id, h.name, h.state, h.heartbeat_at > now() - make_interval(secs => ${silentSeconds}) as alive, h.cpus,
       h.memory, h.disk, l.cpus as used_cpus, l.memory as used_memory, l.disk as used_disk, l.containers as used_containers,

@@ -1,33 +1,32 @@
 import { BerthError } from "../core/errors.ts";
 import type { Tx } from "./scope.ts";
 
-/** An answer as it is kept; `body` is JSON text. */
-export interface KeptAnswer {
-  status: number;
-  body: unknown;
-}
-
 /**
  * Takes the key for this request. Null: it is new, and the caller must `keepAnswer` in the same transaction; a second
- * request with the key waits here until the first has committed or not, and then gets its answer.
+ * request with the key waits here until the first has committed or not, and then gets its answer's body.
  * @throws BerthError `idempotency_key_reused` when the key came with another request.
  */
-export async function takeKey(tx: Tx, projectId: string, key: string, requestHash: Buffer): Promise<KeptAnswer | null> {
+export async function takeKey(
+  tx: Tx,
+  projectId: string,
+  key: string,
+  requestHash: Buffer,
+): Promise<{ body: unknown } | null> {
   const taken = await tx`
     insert into idempotency_keys (project_id, key, request_hash, status, response)
     values (${projectId}, ${key}, ${requestHash}, 0, 'null'::jsonb) on conflict do nothing returning key`;
   if (taken.length === 1) return null;
-  const [kept] = await tx<{ request_hash: Buffer; status: number; response: unknown }[]>`
-    select request_hash, status, response from idempotency_keys where project_id = ${projectId} and key = ${key}`;
+  const [kept] = await tx<{ request_hash: Buffer; response: unknown }[]>`
+    select request_hash, response from idempotency_keys where project_id = ${projectId} and key = ${key}`;
   if (kept === undefined || !kept.request_hash.equals(requestHash)) {
     throw new BerthError("idempotency_key_reused", `Idempotency-Key ${JSON.stringify(key)} came with another request.`);
   }
-  return { status: kept.status, body: kept.response };
+  return { body: kept.response };
 }
 
 /** Keeps the answer of the key taken in this transaction. */
-export async function keepAnswer(tx: Tx, projectId: string, key: string, answer: KeptAnswer): Promise<void> {
+export async function keepAnswer(tx: Tx, projectId: string, key: string, body: unknown): Promise<void> {
   await tx`
-    update idempotency_keys set status = ${answer.status}, response = ${JSON.stringify(answer.body)}::jsonb
+    update idempotency_keys set status = 200, response = ${JSON.stringify(body)}::jsonb
     where project_id = ${projectId} and key = ${key}`;
 }

@@ -1,4 +1,5 @@
 import type { ImageConfig, Layer } from "../core/image.ts";
+import type { KnownImage } from "../core/image-choice.ts";
 import { type ImageReference, hubReference, repositoryName } from "../core/reference.ts";
 import type { Scope } from "./connect.ts";
 import { type Page, type Paged, behind } from "./page.ts";
@@ -10,7 +11,7 @@ export interface ImageRow {
   config: ImageConfig;
   layers: Layer[];
   sizeBytes: number;
-  /** `repository:tag`, sorted. */
+  /** `repository:tag`, or `repository@digest` of one that was pulled by digest, sorted. */
   tags: string[];
   createdAt: string;
 }
@@ -20,7 +21,7 @@ type Raw = Omit<ImageRow, "sizeBytes"> & { sizeBytes: string };
 function view(sql: Sql, where: Fragment): Fragment {
   return sql`
     select i.digest, i.media_type as "mediaType", i.config, i.layers, i.size_bytes as "sizeBytes",
-      (select coalesce(json_agg(t.repository || ':' || t.tag order by t.repository, t.tag), '[]')
+      (select coalesce(json_agg(t.repository || case when t.tag like '@%' then '' else ':' end || t.tag order by t.repository, t.tag), '[]')
         from tags t where t.project_id = i.project_id and t.digest = i.digest) as tags,
       i.created_at as "createdAt"
     from images i where ${where}`;
@@ -59,29 +60,24 @@ export async function listImages(
   return rows.map((raw) => ({ ...imageRow(raw), cursor: raw.createdAt }));
 }
 
-/** What the project knows of a reference: whether the repository is its own, and the digests under both meanings. */
-export interface KnownImage {
-  own: boolean;
-  ownDigest: string | null;
-  hubDigest: string | null;
-}
-
 /**
  * Looks a reference up. `own` decides per repository: with a `web:1` of the project's, `web:2` is never a stranger's.
  * A digest in the reference is looked up as such, whatever the tags.
  */
-export function knownImage(sql: Sql | Tx, projectId: string, reference: ImageReference): Fragment {
-  const hub = repositoryName(hubReference(reference));
-  const tagged = (repository: string) =>
+export async function knownImage(sql: Sql, scope: Scope, reference: ImageReference): Promise<KnownImage> {
+  const { projectId } = scope;
+  const digestOf = (repository: string) =>
     reference.digest === null
-      ? sql`select t.digest from tags t where t.project_id = ${projectId} and t.repository = ${repository} and t.tag = ${reference.tag ?? "latest"}`
-      : sql`select i.digest from images i where i.project_id = ${projectId} and i.digest = ${reference.digest}`;
+      ? sql`(select digest from tags where project_id = ${projectId} and repository = ${repository} and tag = ${reference.tag ?? "latest"})`
+      : sql`(select digest from images where project_id = ${projectId} and digest = ${reference.digest})`;
   const own =
     reference.registry === null
-      ? sql`exists (select from tags t where t.project_id = ${projectId} and t.repository = ${reference.repository})`
-      : sql`false`;
-  const ownDigest = reference.registry === null ? sql`(${tagged(reference.repository)})` : sql`null::text`;
-  return sql`select ${own} as own, ${ownDigest} as "ownDigest", (${tagged(hub)}) as "hubDigest"`;
+      ? sql`exists (select from tags where project_id = ${projectId} and repository = ${reference.repository}) as own,
+          ${digestOf(reference.repository)} as "ownDigest"`
+      : sql`false as own, null::text as "ownDigest"`;
+  const hub = digestOf(repositoryName(hubReference(reference)));
+  const [known] = await read<KnownImage>(sql, scope, sql`select ${own}, ${hub} as "hubDigest"`);
+  return known ?? { own: false, ownDigest: null, hubDigest: null };
 }
 
 /** Whether the project has the digest. */

@@ -1,7 +1,8 @@
+import { BerthError } from "../core/errors.ts";
 import type { Protocol } from "../core/port.ts";
 import type { Scope } from "./connect.ts";
 import { type Page, type Paged, behind } from "./page.ts";
-import { type Fragment, type Sql, type Tx, read, time } from "./scope.ts";
+import { type Fragment, type Sql, type Tx, read, time, violation } from "./scope.ts";
 
 /** A published port with what its endpoint needs. hostAddress `0.0.0.0`: all of the host's. */
 export interface PortRow {
@@ -97,18 +98,32 @@ export async function touchContainer(tx: Tx, id: string): Promise<void> {
   await tx`update containers set wanted_rev = wanted_rev + 1 where id = ${id}`;
 }
 
-/** The name of the project's own container that holds the host port; null when it is another project's. */
-export async function portHolder(
-  sql: Sql,
-  scope: Scope,
-  port: { hostId: string; hostPort: number; protocol: Protocol },
-): Promise<string | null> {
-  const rows = await read<{ name: string }>(
+/**
+ * The client's error for a failed insert of a port: `port_taken`, naming the port, and its holder when that is the
+ * project's own; `ports_exhausted`; any other error as it is.
+ */
+export async function portError(sql: Sql, scope: Scope, hostId: string, error: unknown): Promise<unknown> {
+  const failed = violation(error);
+  if (failed?.name === "host_port") {
+    return new BerthError("ports_exhausted", "All ports of the host's range are taken; name one outside it.");
+  }
+  if (failed?.name !== "port_taken") return error;
+  // Postgres names the key: (host_id, protocol, host_port, host_address)=(…, tcp, 8000, 0.0.0.0/0).
+  const [, protocol = "tcp", port = "0"] = /=\([^,]+, (tcp|udp), (\d+),/.exec(failed.detail) ?? [];
+  const hostPort = Number(port);
+  const holders = await read<{ name: string }>(
     sql,
     scope,
     sql`select c.name from ports p join containers c on c.id = p.container_id
-      where p.project_id = ${scope.projectId} and p.host_id = ${port.hostId} and p.host_port = ${port.hostPort}
-        and p.protocol = ${port.protocol} limit 1`,
+      where p.project_id = ${scope.projectId} and p.host_id = ${hostId} and p.host_port = ${hostPort}
+        and p.protocol = ${protocol} limit 1`,
   );
-  return rows[0]?.name ?? null;
+  const by = holders[0] === undefined ? "" : ` by the container ${holders[0].name}`;
+  return new BerthError("port_taken", `Host port ${port}/${protocol} is taken${by}.`, { facts: { hostPort, protocol } });
+}
+
+/** Whether an insert failed because of the port, and not for another reason. */
+export function isPortError(error: unknown): boolean {
+  const name = violation(error)?.name;
+  return name === "port_taken" || name === "host_port";
 }

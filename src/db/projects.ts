@@ -1,14 +1,10 @@
+import type { Amounts } from "../core/quota.ts";
 import type { Scope } from "./connect.ts";
 import { type Page, type Paged, behind } from "./page.ts";
 import { type Sql, type Tx, read, time } from "./scope.ts";
 
-/** What all of a project's containers may have together: cores, bytes; and its ports and builds. */
-export interface Quota {
-  containers: number;
-  cpus: number;
-  memory: number;
-  disk: number;
-  ports: number;
+/** What a project may have: its containers together, its ports, and builds that run at the same time. */
+export interface Quota extends Amounts {
   runningBuilds: number;
 }
 

@@ -3,18 +3,22 @@ import type { Role } from "../core/roles.ts";
 import type { Scope } from "./connect.ts";
 import { type Sql, type Tx, read, time, timeOrNull } from "./scope.ts";
 
-/** Who asks. projectId null: the operator, who may act on any project. */
+/** Who asks. project null: the operator, who may act on any project. */
 export interface Principal {
   tokenId: string;
   role: Role;
-  projectId: string | null;
+  project: { id: string; name: string } | null;
+  /** What the token is known by; to ask later whether it was revoked. */
+  tokenHash: Buffer;
 }
 
 /** Who holds the token; null when nobody does, or it was revoked. */
 export async function authenticate(sql: Sql, hash: Buffer): Promise<Principal | null> {
-  const [row] = await sql<{ token_id: string; role: Role; project_id: string | null }[]>`
-    select token_id, role, project_id from berth_authenticate(${hash})`;
-  return row === undefined ? null : { tokenId: row.token_id, role: row.role, projectId: row.project_id };
+  const [row] = await sql<{ token_id: string; role: Role; project_id: string | null; project_name: string | null }[]>`
+    select token_id, role, project_id, project_name from berth_authenticate(${hash})`;
+  if (row === undefined) return null;
+  const project = row.project_id === null ? null : { id: row.project_id, name: row.project_name ?? "" };
+  return { tokenId: row.token_id, role: row.role, project, tokenHash: hash };
 }
 
 export interface TokenRow {

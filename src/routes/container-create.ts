@@ -1,0 +1,197 @@
+import type { z } from "@hono/zod-openapi";
+import type { ContainerSpec } from "../core/container.ts";
+import { BerthError } from "../core/errors.ts";
+import { newId } from "../core/ids.ts";
+import { chooseImage, type ImageChoice, projectReference } from "../core/image-choice.ts";
+import { isOverfull, place } from "../core/placement.ts";
+import type { PublishRequest } from "../core/port.ts";
+import { checkQuota } from "../core/quota.ts";
+import { digestPattern, type ImageReference } from "../core/reference.ts";
+import type { Scope } from "../db/connect.ts";
+import { findContainer, insertContainer } from "../db/containers.ts";
+import { appendEvent } from "../db/events.ts";
+import { type HostRow, listHosts } from "../db/hosts.ts";
+import { findImage, knownImage } from "../db/images.ts";
+import { topics } from "../db/notify.ts";
+import { insertPort, isPortError, portError } from "../db/ports.ts";
+import { readQuota, readUsage } from "../db/projects.ts";
+import { lock, type Tx, violation, wake } from "../db/scope.ts";
+import type { ContainerCreate } from "./container-schema.ts";
+import { containerView } from "./container-view.ts";
+import type { Request, Services } from "./context.ts";
+import { once } from "./idempotency.ts";
+import { invalidRequest } from "./problem.ts";
+
+type Asked = z.infer<typeof ContainerCreate>;
+
+/** Another host was chosen than can take the container after all; the next attempt passes it by. */
+class HostRefused extends Error {
+  readonly hostId: string;
+  constructor(hostId: string, cause: unknown) {
+    super("the host can't take the container", { cause });
+    this.hostId = hostId;
+  }
+}
+
+/**
+ * Creates a container in one transaction: quota, image, placement, container, ports, event and wake-up. Answers what the
+ * client is shown.
+ * @throws BerthError for every reason that rows can tell; what only the host can know makes a `failed` container.
+ */
+export async function createContainer(services: Services, c: Request, asked: Asked) {
+  const reference = requestedImage(asked.image, c.var.project.name);
+  checkPorts(asked.ports);
+  const passed = new Set<string>();
+  let refusal: unknown;
+  for (;;) {
+    try {
+      return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, reference, passed));
+    } catch (error) {
+      if (error instanceof HostRefused) {
+        passed.add(error.hostId);
+        refusal = await portError(services.sql, c.var.scope, error.hostId, error.cause);
+        continue;
+      }
+      if (violation(error)?.name === "containers_project_id_name_key") {
+        throw new BerthError("name_taken", `The project has a container named ${String(asked.name)}.`);
+      }
+      // Every host that had room refused: why the last one did says more than that none is left.
+      if (refusal instanceof BerthError && error instanceof BerthError && error.code === "no_capacity") throw refusal;
+      throw error;
+    }
+  }
+}
+
+async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageReference, passed: ReadonlySet<string>) {
+  const { projectId } = scope;
+  // Sent together: the lock is first, so that what follows sees all that other holders of it have committed.
+  const [, quota, usage, known, hosts] = await Promise.all([
+    lock(tx, `quota:${projectId}`),
+    readQuota(tx, scope),
+    readUsage(tx, scope),
+    knownImage(tx, scope, reference),
+    listHosts(tx),
+  ]);
+  if (quota === null) throw new BerthError("not_found", "There is no such project.");
+  const image = chooseImage(reference, known, asked.pull);
+  const ports = asked.publishAll ? [...asked.ports, ...(await exposedPorts(tx, scope, image, asked.ports))] : asked.ports;
+  checkQuota(quota, usage, { containers: 1, ...asked.resources, ports: ports.length });
+  const host = place(candidates(hosts, passed, ports), asked.resources);
+
+  const id = newId("container");
+  const name = asked.name ?? inventName(reference);
+  const published = [...ports].sort((a, b) => Number(a.hostPort === undefined) - Number(b.hostPort === undefined));
+  try {
+    const [, , , , , after, row] = await Promise.all([
+      lock(tx, `host:${host.id}`),
+      insertContainer(tx, {
+        id,
+        projectId,
+        hostId: host.id,
+        name,
+        spec: specOf(asked, name),
+        labels: asked.labels,
+        imageReference: image.reference,
+        imageDigest: image.digest,
+        ...asked.resources,
+        start: asked.start,
+      }),
+      Promise.all(published.map((port) => insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })))),
+      appendEvent(tx, {
+        projectId,
+        type: "container.created",
+        subjectId: id,
+        data: { name, image: image.reference, hostId: host.id },
+      }),
+      wake(tx, topics.host(host.id)),
+      listHosts(tx, host.id),
+      findContainer(tx, scope, id),
+    ]);
+    if (after.some(isOverfull)) throw new HostRefused(host.id, new BerthError("no_capacity", `Host ${host.name} is full.`));
+    if (row === null) throw new Error("the container that was inserted can't be read");
+    return containerView(row, true);
+  } catch (error) {
+    throw isPortError(error) ? new HostRefused(host.id, error) : error;
+  }
+}
+
+/** The hosts that may be chosen: not passed by already, and none that reserves a port that is asked. */
+function candidates(hosts: readonly HostRow[], passed: ReadonlySet<string>, ports: readonly PublishRequest[]): HostRow[] {
+  const left = hosts.filter((host) => !passed.has(host.id));
+  const asked = ports.flatMap((port) => (port.hostPort === undefined ? [] : [port.hostPort]));
+  const open = left.filter((host) => !asked.some((port) => host.reservedPorts.includes(port)));
+  if (open.length === 0 && left.length > 0) {
+    const port = asked.find((wanted) => left.some((host) => host.reservedPorts.includes(wanted))) ?? 0;
+    throw new BerthError("port_taken", `Host port ${String(port)} is reserved by the operator.`, { facts: { hostPort: port } });
+  }
+  return open;
+}
+
+/** A digest alone, or a reference. */
+function requestedImage(text: string, projectName: string): ImageReference {
+  return digestPattern.test(text)
+    ? { registry: null, repository: "image", tag: null, digest: text }
+    : projectReference(text, projectName);
+}
+
+function checkPorts(ports: readonly PublishRequest[]): void {
+  const seen = new Set<string>();
+  ports.forEach((port, index) => {
+    if (port.hostPort === undefined) return;
+    const key = `${port.protocol} ${String(port.hostPort)} ${port.hostAddress ?? ""}`;
+    if (seen.has(key)) throw invalidRequest([{ pointer: `/ports/${String(index)}/hostPort`, detail: "Is there twice." }]);
+    seen.add(key);
+  });
+}
+
+/** The ports that the image exposes and that are not published already. */
+async function exposedPorts(
+  tx: Tx,
+  scope: Scope,
+  image: ImageChoice,
+  given: readonly PublishRequest[],
+): Promise<PublishRequest[]> {
+  const known = image.digest === null ? null : await findImage(tx, scope, image.digest);
+  if (known === null) {
+    throw new BerthError("invalid_state", `publishAll needs an image that the project has; pull ${image.reference} first.`);
+  }
+  return Object.keys(known.config.config?.ExposedPorts ?? {}).flatMap((text): PublishRequest[] => {
+    const match = /^(\d{1,5})(?:\/(tcp|udp))?$/.exec(text);
+    const containerPort = Number(match?.[1]);
+    const protocol = match?.[2] === "udp" ? "udp" : "tcp";
+    const already = given.some((port) => port.containerPort === containerPort && port.protocol === protocol);
+    return match === null || already || containerPort < 1 || containerPort > 65_535 ? [] : [{ containerPort, protocol }];
+  });
+}
+
+/** A port row of a request. */
+export function newPort(
+  id: string,
+  port: PublishRequest,
+  of: { projectId: string; containerId: string; hostId: string }) {
+  const everywhere = port.hostAddress === undefined || port.hostAddress === "0.0.0.0";
+  return {
+    id,
+    ...of,
+    containerPort: port.containerPort,
+    hostPort: port.hostPort ?? null,
+    protocol: port.protocol,
+    hostAddress: everywhere ? null : (port.hostAddress ?? null),
+  };
+}
+
+/** A name for a container that was given none: what it runs, and a random end. */
+function inventName(reference: ImageReference): string {
+  const base = (reference.repository.split("/").at(-1) ?? "").replaceAll(/[^a-z0-9]+/g, "-").slice(0, 40);
+  return `${base}-${newId("container").slice(-6)}`;
+}
+
+function specOf(asked: Asked, name: string): ContainerSpec {
+  const { name: _name, labels: _labels, resources: _resources, start: _start, hostname, ...spec } = asked;
+  return withoutUndefined({ ...spec, hostname: hostname ?? name });
+}
+
+/** The same without the fields that are undefined: absent and undefined are different to exact optional types. */
+function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as never;
+}

@@ -1,0 +1,65 @@
+import { createHash } from "node:crypto";
+import { z } from "@hono/zod-openapi";
+import { open, seal } from "../core/keys.ts";
+import { keepAnswer, takeKey } from "../db/idempotency.ts";
+import { transact, type Tx } from "../db/scope.ts";
+import type { Request, Services } from "./context.ts";
+import { invalidRequest } from "./problem.ts";
+
+/** The header `Idempotency-Key` of every POST. */
+export const idempotencyHeader = z.object({
+  "idempotency-key": z
+    .string()
+    .max(255)
+    .optional()
+    .openapi({
+      param: { name: "Idempotency-Key", in: "header" },
+      description: "The same key with the same request gets the same answer, and nothing is done twice.",
+      example: "deploy-2025-11-24-1",
+    }),
+});
+
+/** What a request did, as JSON: what a repetition with the same key is answered. */
+type Effect = Record<string, unknown>;
+
+/**
+ * Does the effect of a POST in one transaction, once per Idempotency-Key: the key, the effect and the answer are
+ * committed together or not at all. `request` is what must be equal for it to be the same request; by default its body.
+ * `secret`: the answer holds a secret and is kept encrypted.
+ */
+export async function once<T extends Effect>(
+  services: Services,
+  c: Request,
+  effect: (tx: Tx) => Promise<T>,
+  more: { request?: string; secret?: boolean; projectId?: string } = {},
+): Promise<T> {
+  const { scope } = c.var;
+  const projectId = more.projectId ?? scope.projectId;
+  const key = c.req.header("idempotency-key");
+  if (key === undefined) return transact(services.sql, scope, effect);
+  if (!/^[\x21-\x7e]{1,255}$/.test(key)) {
+    throw invalidRequest([
+      { pointer: "header/Idempotency-Key", detail: "Must be 1 to 255 printable characters without spaces." },
+    ]);
+  }
+  // Only a body that was read within its limit; operations without a body have none that counts.
+  const request = more.request ?? (await c.req.bodyCache.text) ?? "";
+  const hash = createHash("sha256").update(`${c.req.method} ${c.req.path}\n${request}`).digest();
+  return transact(services.sql, scope, async (tx) => {
+    const kept = await takeKey(tx, projectId, key, hash);
+    if (kept !== null) {
+      c.header("Idempotency-Replayed", "true");
+      return unseal(services, kept.body) as T;
+    }
+    const answer = await effect(tx);
+    const body =
+      more.secret === true ? { sealed: seal(services.secretKey, "idempotency", JSON.stringify(answer)) } : answer;
+    await keepAnswer(tx, projectId, key, body);
+    return answer;
+  });
+}
+
+function unseal(services: Services, body: unknown): unknown {
+  const sealed = typeof body === "object" && body !== null && "sealed" in body ? body.sealed : undefined;
+  return typeof sealed === "string" ? (JSON.parse(open(services.secretKey, "idempotency", sealed)) as unknown) : body;
+}

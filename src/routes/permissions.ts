@@ -1,0 +1,66 @@
+import type { Role } from "../core/roles.ts";
+
+/**
+ * Who may do what: the least role of each operation. `public` needs no token. An operation that is not here can't be
+ * registered, and a test walks every operation of openapi.yaml with every role.
+ */
+export const permissions = {
+  createBuild: "deployer",
+  listBuilds: "viewer",
+  getBuild: "viewer",
+  getBuildLogs: "viewer",
+  cancelBuild: "deployer",
+
+  listImages: "viewer",
+  getImage: "viewer",
+  pullImage: "deployer",
+  tagImage: "deployer",
+  deleteImage: "deployer",
+
+  createContainer: "deployer",
+  listContainers: "viewer",
+  getContainer: "viewer",
+  updateContainer: "deployer",
+  deleteContainer: "deployer",
+  startContainer: "deployer",
+  stopContainer: "deployer",
+  restartContainer: "deployer",
+  killContainer: "deployer",
+  waitContainer: "viewer",
+  getContainerLogs: "viewer",
+  execContainer: "deployer",
+
+  createPort: "deployer",
+  listPorts: "viewer",
+  getPort: "viewer",
+  deletePort: "deployer",
+
+  listJobs: "viewer",
+  getJob: "viewer",
+  cancelJob: "deployer",
+
+  listEvents: "viewer",
+
+  createProject: "operator",
+  listProjects: "viewer",
+  getProject: "viewer",
+  getQuota: "viewer",
+  updateQuota: "operator",
+  getUsage: "viewer",
+  createToken: "admin",
+  listTokens: "admin",
+  revokeToken: "admin",
+
+  listHosts: "operator",
+  getHost: "operator",
+  drainHost: "operator",
+  activateHost: "operator",
+
+  getHealth: "public",
+  getReadiness: "public",
+  getMetrics: "public",
+  getOpenApi: "public",
+  getDocs: "public",
+} as const satisfies Record<string, Role | "public">;
+
+export type OperationId = keyof typeof permissions;

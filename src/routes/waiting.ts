@@ -1,0 +1,86 @@
+import { z } from "@hono/zod-openapi";
+import { topics } from "../db/notify.ts";
+import type { Request, Services } from "./context.ts";
+
+/** Longest that `Prefer: wait` holds an answer, in seconds. */
+const maxWait = 600;
+/** Wake-ups may be lost: so often a waiting request looks by itself, in milliseconds. */
+const pollMs = 1_000;
+
+/** The header `Prefer` (RFC 7240). */
+export const preferHeader = z.object({
+  prefer: z
+    .string()
+    .max(200)
+    .optional()
+    .openapi({
+      param: { name: "Prefer", in: "header" },
+      description: `\`wait=SECONDS\` holds the answer until the resource has settled, at most ${String(maxWait)} seconds.`,
+      example: "wait=30",
+    }),
+});
+
+/** Seconds that the client prefers to wait; 0 when it said nothing of it. What it can't mean is ignored (RFC 7240, 2). */
+export function preferredWait(c: Request): number {
+  const seconds = /(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?(?:$|[,;\s])/i.exec(c.req.header("prefer") ?? "")?.[1];
+  return seconds === undefined ? 0 : Math.min(Number(seconds), maxWait);
+}
+
+/**
+ * Reads until `settled`, at most for the seconds that the client prefers: subscribes first and then reads, so that no
+ * change is missed between the two. Answers the last state read.
+ */
+export async function settle<T>(
+  services: Services,
+  c: Request,
+  id: string,
+  read: () => Promise<T>,
+  settled: (state: T) => boolean,
+  seconds: number = preferredWait(c),
+): Promise<T> {
+  if (seconds === 0) return read();
+  c.header("Preference-Applied", `wait=${String(seconds)}`);
+  const held = services.streams.open(c.var.principal, c.var.scope.projectId);
+  const changes = new Changes();
+  const unsubscribe = services.wakeups.subscribe(topics.resource(id), () => changes.wake());
+  const stop = AbortSignal.any([held.signal, c.req.raw.signal]);
+  const deadline = performance.now() + seconds * 1000;
+  try {
+    for (;;) {
+      const state = await read();
+      const left = deadline - performance.now();
+      if (settled(state) || left <= 0 || stop.aborted) return state;
+      await changes.next(Math.min(left, pollMs), stop);
+    }
+  } finally {
+    unsubscribe();
+    held.close();
+  }
+}
+
+/** Remembers that something changed until somebody has waited for it. */
+export class Changes {
+  #changed = false;
+  #waiter: (() => void) | null = null;
+
+  wake(): void {
+    this.#changed = true;
+    this.#waiter?.();
+  }
+
+  /** Returns at the next change, or one that nobody waited for yet; or after `ms`; or when `signal` fires. */
+  async next(ms: number, signal: AbortSignal): Promise<void> {
+    if (!this.#changed && !signal.aborted) {
+      const { promise, resolve } = Promise.withResolvers<undefined>();
+      const done = () => resolve(undefined);
+      const timer = setTimeout(done, ms);
+      signal.addEventListener("abort", done, { once: true });
+      this.#waiter = done;
+      await promise;
+      this.#waiter = null;
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+    }
+    this.#changed = false;
+  }
+}
