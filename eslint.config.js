@@ -1,0 +1,29 @@
+import tseslint from "typescript-eslint";
+
+/** Only these read the environment: settings have one way in. */
+const environmentReaders = ["src/config.ts", "src/main.ts", "src/down.ts", "src/api.ts", "src/worker.ts"];
+
+export default tseslint.config(
+  { ignores: ["node_modules/", "**/*.mjs", "**/*.cjs", "*.config.js"] },
+  ...tseslint.configs.strictTypeChecked,
+  {
+    languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
+    rules: {
+      "@typescript-eslint/switch-exhaustiveness-check": "error",
+      "no-restricted-properties": [
+        "error",
+        { object: "process", property: "env", message: "Only config.ts and main.ts." },
+      ],
+      // `() => stop()` in a callback whose result nobody uses is as clear as a block.
+      "@typescript-eslint/no-confusing-void-expression": ["error", { ignoreArrowShorthand: true }],
+    },
+  },
+  { files: environmentReaders, rules: { "no-restricted-properties": "off" } },
+  {
+    files: ["test/**", "vitest.config.ts"],
+    rules: {
+      "no-restricted-properties": "off",
+      "@typescript-eslint/no-non-null-assertion": "off",
+    },
+  },
+);

@@ -1,0 +1,68 @@
+import { chmodSync, chownSync, mkdirSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
+import type { User } from "./users.ts";
+
+/** Where the supervisor and its children keep what they have; see `makeDirectories` for who may do what there. */
+export interface Directories {
+  /** The database's files and its log. */
+  database: string;
+  databaseLog: string;
+  /** The database's Unix socket. */
+  socket: string;
+  lock: string;
+  token: string;
+  secretKey: string;
+}
+
+export function directoriesOf(dataDir: string, runDir: string): Directories {
+  return {
+    database: join(dataDir, "db"),
+    databaseLog: join(dataDir, "db.log"),
+    socket: join(runDir, "db"),
+    lock: join(dataDir, "lock"),
+    token: join(dataDir, "token"),
+    secretKey: join(dataDir, "secret-key"),
+  };
+}
+
+/**
+ * The nearest directory at or above `path` that users other than its owner can't pass; null when they can reach it.
+ * What does not exist yet will be made passable.
+ */
+export function closedParent(path: string): string | null {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat !== undefined && (stat.mode & 0o001) === 0) return path;
+  return path === "/" ? null : closedParent(dirname(path));
+}
+
+function make(path: string, mode: number, owner: User): void {
+  mkdirSync(path, { recursive: true });
+  chownSync(path, owner.uid, owner.gid);
+  chmodSync(path, mode);
+}
+
+/** Makes the data directory, whose files other users reach by name only. */
+export function makeDataDirectory(dataDir: string): void {
+  mkdirSync(dataDir, { recursive: true });
+  chmodSync(dataDir, 0o711);
+}
+
+/** Whose the directories are. Without root all three are the one user there is. */
+export interface Owners {
+  supervisor: User;
+  api: User;
+  database: User;
+}
+
+/**
+ * Makes them with their owners: the run directory is the supervisor's and only passed by others, the database's files
+ * are its user's alone, the blobs are the API's.
+ */
+export function makeDirectories(dataDir: string, runDir: string, owners: Owners): void {
+  const { database, socket } = directoriesOf(dataDir, runDir);
+  make(database, 0o700, owners.database);
+  make(join(dataDir, "blobs"), 0o750, owners.api);
+  if (owners.supervisor.uid === 0) make(dirname(runDir), 0o711, owners.supervisor);
+  make(runDir, 0o711, owners.supervisor);
+  make(socket, 0o711, owners.database);
+}

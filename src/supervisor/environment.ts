@@ -1,0 +1,27 @@
+import type { Config } from "../config.ts";
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Of the variables that are not Berth's, those that a child may need: time zone, trusted certificates, proxies. */
+const passed = ["TZ", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/** What only the supervisor uses. */
+const kept = ["BERTH_ADMIN_TOKEN", "BERTH_DEMO", "BERTH_NO_INSTALL"];
+
+/** The environment of the role's process: Berth's settings, with what the supervisor has settled filled in. */
+export function childEnvironment(
+  own: Environment,
+  config: Config,
+  role: "api" | "worker",
+  secretKey: string,
+): Record<string, string> {
+  const env: Record<string, string> = { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" };
+  for (const [name, value] of Object.entries(own)) {
+    const wanted = passed.includes(name) || (name.startsWith("BERTH_") && !kept.includes(name));
+    if (wanted && value !== undefined) env[name] = value;
+  }
+  env.BERTH_ROLE = role;
+  env.BERTH_DATA_DIR = config.dataDir;
+  env.BERTH_RUN_DIR = config.runDir;
+  env.BERTH_SECRET_KEY = secretKey;
+  return env;
+}

