@@ -1,4 +1,4 @@
-import type { Image, ImageConfig } from "../core/image.ts";
+import type { Image, ImageConfig, Layer } from "../core/image.ts";
 import { type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Db, Transaction } from "./connect.ts";
 import { and, eq, sql } from "./drizzle.ts";
@@ -33,6 +33,21 @@ export async function hasRepository(db: Db | Transaction, projectId: string, rep
     .select({ tag: tags.tag })
     .from(tags)
     .where(and(eq(tags.projectId, projectId), eq(tags.repository, repository)))
+    .limit(1);
+  return rows.length === 1;
+}
+
+/** Whether an image of the project has this very layer; only then may a pull count on the host's copy of it. */
+export async function projectHasLayer(
+  db: Db,
+  projectId: string,
+  layer: Pick<Layer, "digest" | "diffId">,
+): Promise<boolean> {
+  const part = JSON.stringify([{ digest: layer.digest, diffId: layer.diffId }]);
+  const rows = await db
+    .select({ digest: images.digest })
+    .from(images)
+    .where(and(eq(images.projectId, projectId), sql`${images.layers} @> ${part}::jsonb`))
     .limit(1);
   return rows.length === 1;
 }

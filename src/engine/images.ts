@@ -1,7 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
-import { findImage, hasRepository, recordImage } from "../db/image-records.ts";
+import { findImage, hasRepository, projectHasLayer, recordImage } from "../db/image-records.ts";
 import type { RegistryAuth } from "../image/registry-auth.ts";
 import { pullImage, type PullProgress } from "../image/pull.ts";
 import type { Services } from "./services.ts";
@@ -70,6 +70,7 @@ export async function pullAndRecord(
     blobs,
     layers,
     signal: wish.signal,
+    mayReuse: (layer) => projectHasLayer(connection.db, projectId, layer),
     ...(wish.onProgress === undefined ? {} : { onProgress: wish.onProgress }),
   });
   const { image, manifest, layersTransferred, layersSkipped, bytesTransferred } = pulled;

@@ -51,6 +51,11 @@ export class JobRunner {
     claim();
   }
 
+  /** Whether no job of this host is running. */
+  get idle(): boolean {
+    return this.#held.size === 0;
+  }
+
   /** Stops claiming, aborts what runs and leaves it to its lease: the next worker tries it again. */
   async stop(): Promise<void> {
     this.#stopped = true;

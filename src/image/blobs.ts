@@ -86,8 +86,7 @@ export class FileBlobs implements BlobStore {
       if (expect.digest !== undefined && digest !== expect.digest) {
         throw new BerthError("digest_mismatch", `The content has the digest ${digest}, not ${expect.digest}.`);
       }
-      await expect.confirm?.();
-      await file.datasync().catch(diskError);
+      await Promise.all([file.datasync().catch(diskError), expect.confirm?.()]);
       await rename(temporary, join(this.#blobs, digestHex(digest)));
       await syncDirectory(this.#blobs);
       return { digest, sizeBytes };
