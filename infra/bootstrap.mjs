@@ -78,6 +78,12 @@ async function start() {
   await become("src/main.ts", []);
 }
 
+async function setup() {
+  await ensureDependencies();
+  const why = await ensureHost(["run"]);
+  if (why !== null) end(`${why}.`);
+}
+
 async function test(/** @type {string[]} */ args) {
   await ensureDependencies();
   const why = await ensureHost(["run", "test"]);
@@ -105,7 +111,7 @@ async function down() {
 }
 
 const [verb, ...args] = process.argv.slice(2);
-const verbs = { start, test: () => test(args), check: () => check(args), down };
+const verbs = { start, setup, test: () => test(args), check: () => check(args), down };
 const action = Object.entries(verbs).find(([name]) => name === verb)?.[1];
 if (action === undefined) end(`usage: node infra/bootstrap.mjs ${Object.keys(verbs).join("|")}`);
 else await action();
