@@ -1,0 +1,61 @@
+import { describe, expect, test } from "vitest";
+import { ConfigError, readConfig } from "../../src/config.ts";
+
+describe("settings", () => {
+  test("have defaults", () => {
+    const config = readConfig({ HOME: "/home/x" });
+    expect(config.listen).toEqual({ host: "127.0.0.1", port: 7070 });
+    expect(config.role).toBe("all");
+    expect(config.demo).toBe(true);
+    expect(config.portRange).toEqual({ first: 8000, last: 8999 });
+    expect(config.databaseUrl).toBeNull();
+  });
+
+  test("an empty variable is an unset one", () => {
+    expect(readConfig({ BERTH_DATABASE_URL: "", BERTH_LISTEN: "" }).databaseUrl).toBeNull();
+  });
+
+  test("an instance is known by its data directory, however it is written", () => {
+    const [a, b, c] = ["/data/a", "/data/x/../a/", "/data/c"].map((dir) => readConfig({ BERTH_DATA_DIR: dir }));
+    expect(a?.instance).toMatch(/^[0-9a-f]{6}$/);
+    expect(b?.instance).toBe(a?.instance);
+    expect(c?.instance).not.toBe(a?.instance);
+  });
+
+  test("children are told the run directory", () => {
+    expect(readConfig({ BERTH_RUN_DIR: "/run/berth/abc123" }).runDir).toBe("/run/berth/abc123");
+  });
+
+  test("lists and mirrors are parsed", () => {
+    const config = readConfig({
+      BERTH_REGISTRY_MIRRORS: "docker.io=http://127.0.0.1:5000/, ghcr.io=https://mirror.example",
+      BERTH_INSECURE_REGISTRIES: "127.0.0.1:5000, ,",
+    });
+    expect([...config.registryMirrors]).toEqual([
+      ["docker.io", "http://127.0.0.1:5000"],
+      ["ghcr.io", "https://mirror.example"],
+    ]);
+    expect([...config.insecureRegistries]).toEqual(["127.0.0.1:5000"]);
+  });
+
+  test.each([
+    ["BERTH_ROLE", "boss"],
+    ["BERTH_LISTEN", "7070"],
+    ["BERTH_LISTEN", "127.0.0.1:70700"],
+    ["BERTH_DATABASE_URL", "mysql://x"],
+    ["BERTH_ADMIN_TOKEN", "short"],
+    ["BERTH_SECRET_KEY", "short"],
+    ["BERTH_DEMO", "yes"],
+    ["BERTH_RUNTIME", "docker"],
+    ["BERTH_RUN_DIR", "run"],
+    ["BERTH_PORT_RANGE", "9000-8000"],
+    ["BERTH_PORT_RANGE", "8000"],
+    ["BERTH_PORT_RANGE", "0-70000"],
+    ["BERTH_REGISTRY_MIRRORS", "docker.io"],
+    ["BERTH_LOG_LEVEL", "loud"],
+  ])("%s=%s stops the start with one line that names it", (name, value) => {
+    const read = () => readConfig({ [name]: value });
+    expect(read).toThrow(ConfigError);
+    expect(read).toThrow(new RegExp(`^${name}: [^\\n]+$`));
+  });
+});
