@@ -7,9 +7,16 @@ export default tseslint.config(
   { ignores: ["node_modules/", "**/*.mjs", "**/*.cjs", "*.config.js"] },
   ...tseslint.configs.strictTypeChecked,
   {
-    languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
+    languageOptions: {
+      parserOptions: {
+        projectService: { allowDefaultProject: ["vitest.config.ts"] },
+        tsconfigRootDir: import.meta.dirname,
+      },
+    },
     rules: {
       "@typescript-eslint/switch-exhaustiveness-check": "error",
+      // A number has one way to be written.
+      "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true }],
       "no-restricted-properties": [
         "error",
         { object: "process", property: "env", message: "Only config.ts and main.ts." },

@@ -47,7 +47,10 @@ export async function startBerth(
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
     const { migrations } = await prepareDatabase(address, api === null ? null : ground.token.text);
-    const [apiMs = null, workerMs = null] = await Promise.all([api, worker].map((each) => each?.start().then(elapsed)));
+    const [apiMs, workerMs] = await Promise.all([
+      api === null ? null : api.start().then(elapsed),
+      worker === null ? null : worker.start().then(elapsed),
+    ]);
     return {
       database: database === null ? null : { adopted: database.adopted, readyMs: databaseMs },
       migrations,

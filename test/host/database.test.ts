@@ -53,8 +53,8 @@ async function connectAs(name: string, role: string): Promise<string | null> {
      const answer = await sql\`select current_user as role\`.then(([row]) => row.role, (error) => error.code);
      process.stdout.write(answer); process.exit(0);`,
   );
-  const [program = "", ...args] = [...asUser(findUser(name)), process.execPath, script];
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "inherit"] });
+  const argv = [...asUser(findUser(name)), process.execPath, script];
+  const child = spawn(argv[0] ?? "", argv.slice(1), { stdio: ["ignore", "pipe", "inherit"] });
   let out = "";
   child.stdout.on("data", (chunk: Buffer) => {
     out += chunk.toString();
