@@ -21,8 +21,11 @@ export default tseslint.config(
         "error",
         { object: "process", property: "env", message: "Only config.ts and main.ts." },
       ],
-      // `() => stop()` in a callback whose result nobody uses is as clear as a block.
-      "@typescript-eslint/no-confusing-void-expression": ["error", { ignoreArrowShorthand: true }],
+      // `() => stop()`, and `return stop()` in a function without a result, are as clear as a block.
+      "@typescript-eslint/no-confusing-void-expression": [
+        "error",
+        { ignoreArrowShorthand: true, ignoreVoidReturningFunctions: true },
+      ],
     },
   },
   { files: environmentReaders, rules: { "no-restricted-properties": "off" } },
