@@ -1,9 +1,9 @@
 import { expect, test } from "vitest";
-import type { ImageConfig } from "../../src/core/image.ts";
 import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import type { PlanOptions } from "../../src/build/options.ts";
 import { missingImages, planBuild } from "../../src/build/plan.ts";
 import type { BuildPlan, Step } from "../../src/build/step.ts";
+import type { ImageConfig } from "../../src/core/image.ts";
 
 const platform = { os: "linux", architecture: "amd64" };
 const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
@@ -64,16 +64,17 @@ test("a target that does not exist is named, with a suggestion", () => {
 });
 
 test("a stage reads earlier stages only: no cycle can be written", () => {
-  expect(() => plan(["FROM debian AS a", "COPY --from=b / /", "FROM a AS b"])).toThrow(/:2:1: the stage "b" must stand before/);
+  expect(() => plan(["FROM debian AS a", "COPY --from=b / /", "FROM a AS b"])).toThrow(
+    /:2:1: the stage "b" must stand before/,
+  );
   expect(() => plan(["FROM debian AS a", "COPY --from=a / /"])).toThrow(/must stand before/);
   expect(() => plan(["FROM debian AS a", "COPY --from=7 / /"])).toThrow(/no stage number 7/);
 });
 
 test("global ARGs reach FROM, and a stage only by its own ARG", () => {
-  const built = plan(
-    ["ARG V=12", "ARG IMAGE=debian:$V", "FROM $IMAGE", "RUN one", "ARG V", "ARG W=${V}x", "RUN two"],
-    { args: { V: "13" } },
-  );
+  const built = plan(["ARG V=12", "ARG IMAGE=debian:$V", "FROM $IMAGE", "RUN one", "ARG V", "ARG W=${V}x", "RUN two"], {
+    args: { V: "13" },
+  });
   expect(built.images).toEqual(["debian:13 linux/amd64"]);
   expect(step(built, "run", 0).env).toEqual(["PATH=/usr/bin:/bin", "LANG=C"]);
   expect(step(built, "run", 1).env).toEqual(["PATH=/usr/bin:/bin", "LANG=C", "V=13", "W=13x"]);
@@ -92,11 +93,13 @@ test("proxies reach RUN without being declared, and no key, history or config", 
   const built = plan(["FROM debian", "RUN x"], { args: { HTTP_PROXY: "http://p", other: "1" } });
   expect(step(built, "run")).toMatchObject({ proxyEnv: ["HTTP_PROXY=http://p"], createdBy: "RUN /bin/sh -c x" });
   expect(step(built, "run").env).not.toContain("HTTP_PROXY=http://p");
-  expect(built.warnings).toEqual([{ code: "unused_build_arg", message: "no ARG declares the build argument other", line: 1 }]);
+  expect(built.warnings).toEqual([
+    { code: "unused_build_arg", message: "no ARG declares the build argument other", line: 1 },
+  ]);
 });
 
 test("ENV expands with the variables from before the instruction, in what follows and in the image", () => {
-  const built = plan(["FROM debian", "ENV a=1", 'ENV a=2 b=$a c="x y" d=\'$a\'', "WORKDIR /$b", "WORKDIR ../up"]);
+  const built = plan(["FROM debian", "ENV a=1", "ENV a=2 b=$a c=\"x y\" d='$a'", "WORKDIR /$b", "WORKDIR ../up"]);
   const config = built.stages[0]?.config;
   expect(config?.Env).toEqual(["PATH=/usr/bin:/bin", "LANG=C", "a=2", "b=1", "c=x y", "d=$a"]);
   expect(step(built, "workdir", 1).path).toBe("/up");
@@ -156,11 +159,20 @@ test("triggers of a base run first, may read further images, and are gone afterw
 
 test("a stage's own ONBUILD runs in the stage built on it", () => {
   const built = plan(["FROM debian AS a", "ONBUILD RUN later", "FROM a"]);
-  expect(built.stages.map(({ steps }) => steps.map(({ kind }) => kind))).toEqual([["from", "meta"], ["from", "run"]]);
+  expect(built.stages.map(({ steps }) => steps.map(({ kind }) => kind))).toEqual([
+    ["from", "meta"],
+    ["from", "run"],
+  ]);
 });
 
 test("COPY: destinations, flags and history", () => {
-  const built = plan(["FROM debian", "WORKDIR /app", "ARG U=7", "COPY --chown=$U:g --chmod=u=rwX a ../b/c sub/", "ADD x y"]);
+  const built = plan([
+    "FROM debian",
+    "WORKDIR /app",
+    "ARG U=7",
+    "COPY --chown=$U:g --chmod=u=rwX a ../b/c sub/",
+    "ADD x y",
+  ]);
   expect(step(built, "copy", 0)).toMatchObject({
     origin: { kind: "context" },
     sources: ["/a", "/b/c"],
@@ -191,7 +203,7 @@ test("heredocs: a script, a file of its own, lines for the shell, and files of C
     "b",
     "B",
     "COPY <<-one <<'two' /dir/",
-    "\t$x \\$x \"q\"",
+    '\t$x \\$x "q"',
     "one",
     "$x",
     "two",
@@ -259,7 +271,14 @@ test("repeated doubling of a value ends at the kernel's limit for one string", (
 });
 
 test("warnings tell what is probably not meant", () => {
-  const built = plan(["FROM debian AS Build", "ENV k v", "ENV API_TOKEN=1", "WORKDIR rel", "CMD run $nope", "LABEL x=$nope"]);
+  const built = plan([
+    "FROM debian AS Build",
+    "ENV k v",
+    "ENV API_TOKEN=1",
+    "WORKDIR rel",
+    "CMD run $nope",
+    "LABEL x=$nope",
+  ]);
   expect(built.warnings.map(({ code, line }) => [code, line])).toEqual([
     ["stage_name_casing", 1],
     ["legacy_key_value", 2],

@@ -1,0 +1,102 @@
+import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
+import type { Layer } from "../core/image.ts";
+import type { ImageReference } from "../core/reference.ts";
+import type { Db } from "./connect.ts";
+import { and, eq, sql } from "./drizzle.ts";
+import { type ImageRecord, recordImage } from "./image-records.ts";
+import type { ClaimedJob } from "./leases.ts";
+import { notify, topics } from "./notify.ts";
+import { buildCache, builds } from "./schema.ts";
+
+// What the worker that runs a build reads and writes. Every write names the job's epoch: a stale claimer changes nothing.
+
+const held = (job: ClaimedJob) =>
+  sql`exists (select from jobs where id = ${job.id} and epoch = ${job.epoch} and status = 'running')`;
+
+/** The build of a job, and the number of its next log line: an earlier attempt's lines stay. */
+export async function beginBuild(
+  db: Db,
+  job: ClaimedJob,
+): Promise<{ id: string; request: BuildRequest; nextSeq: number } | null> {
+  const rows = await db
+    .select({
+      id: builds.id,
+      request: builds.request,
+      nextSeq: sql<number>`(select coalesce(max(seq), 0) + 1 from build_logs where build_id = ${builds.id})::int`,
+    })
+    .from(builds)
+    .where(eq(builds.jobId, job.id));
+  return rows[0] ?? null;
+}
+
+export interface LogRow {
+  seq: number;
+  step: number;
+  stream: "stdout" | "stderr" | "info";
+  text: string;
+  at: Date;
+}
+
+/** Appends log lines and shows the steps' state (null: unchanged), and wakes who follows. False: the lease is lost. */
+export async function reportBuild(
+  db: Db,
+  job: ClaimedJob,
+  buildId: string,
+  lines: readonly LogRow[],
+  steps: readonly BuildStepView[] | null,
+): Promise<boolean> {
+  const column = <K extends keyof LogRow>(key: K) => sql.param(lines.map((line) => line[key]));
+  const rows = await db.execute(sql`
+    with lease as (select 1 where ${held(job)}),
+    logged as (
+      insert into build_logs (build_id, project_id, seq, step, stream, text, at)
+      select ${buildId}, ${job.projectId}, l.*
+      from lease, unnest(${column("seq")}::bigint[], ${column("step")}::int[], ${column("stream")}::text[],
+        ${column("text")}::text[], ${sql.param(lines.map(({ at }) => at.toISOString()))}::timestamptz[]) l),
+    shown as (
+      update builds set steps = ${JSON.stringify(steps)}::jsonb where id = ${buildId} and ${steps !== null} and exists (table lease))
+    select 1 from lease`);
+  if (rows.length > 0) await notify(db, topics.resource(buildId));
+  return rows.length > 0;
+}
+
+/** What a step with this key made before in the project; null: nothing that is known. */
+export async function findCachedStep(db: Db, projectId: string, key: string): Promise<{ layer: Layer | null } | null> {
+  const rows = await db
+    .update(buildCache)
+    .set({ usedAt: sql`now()` })
+    .where(and(eq(buildCache.projectId, projectId), eq(buildCache.key, key)))
+    .returning({ result: buildCache.result });
+  return rows[0]?.result ?? null;
+}
+
+/** Remembers what a step made. The latest result counts: an older one's layer may be gone. */
+export async function keepCachedStep(
+  db: Db,
+  projectId: string,
+  key: string,
+  result: { layer: Layer | null },
+): Promise<void> {
+  await db
+    .insert(buildCache)
+    .values({ projectId, key, result })
+    .onConflictDoUpdate({ target: [buildCache.projectId, buildCache.key], set: { result, usedAt: sql`now()` } });
+}
+
+/** Records the built image under its tags and on the build. False: the lease is lost, nothing was written. */
+export async function recordBuiltImage(
+  db: Db,
+  job: ClaimedJob,
+  buildId: string,
+  image: ImageRecord,
+  references: readonly ImageReference[],
+): Promise<boolean> {
+  return db.transaction(async (tx) => {
+    const rows = await tx.execute(sql`select 1 from jobs where id = ${job.id} and epoch = ${job.epoch}
+      and status = 'running' for update`);
+    if (rows.length === 0) return false;
+    await recordImage(tx, job.projectId, image, references);
+    await tx.update(builds).set({ imageDigest: image.digest }).where(eq(builds.id, buildId));
+    return true;
+  });
+}

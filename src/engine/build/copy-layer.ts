@@ -1,0 +1,150 @@
+import { applyChmod } from "../../build/chmod.ts";
+import { type CopyItem, select } from "../../build/select.ts";
+import type { CopyStep } from "../../build/step.ts";
+import { resolveIn } from "../../build/tree.ts";
+import { BerthError } from "../../core/errors.ts";
+import { type ByteString, type LayerEntry, noXattrs, showBytes, toByteString } from "../../image/layer-entry.ts";
+import { resolveOwner } from "./accounts.ts";
+import { isArchive, unpack } from "./archive.ts";
+import { Destination, type Making, parentOf } from "./destination.ts";
+import type { FileEntry, FileTree } from "./file-entry.ts";
+import { emptyRoot } from "./root-view.ts";
+
+/**
+ * The entries of the layer that a COPY or ADD makes: sources chosen out of `origin`, put where the destination is in
+ * `below`, the root so far. Nothing is written on the way: names from tenants meet only these two trees.
+ * @throws BerthError `invalid_context`, `invalid_user`.
+ */
+export async function* copyLayer(step: CopyStep, origin: FileTree, below: FileTree): AsyncGenerator<LayerEntry> {
+  const owner = step.chown === null ? null : await resolveOwner(step.chown, below);
+  const root = step.link ? emptyRoot : below;
+  const target = await resolveIn(root, toByteString(step.destination));
+  if (target.blocked) throw cannotPlace(step.destination, "its path leads through something that is no directory");
+  const intoDirectory = step.intoDirectory || target.entry?.type === "directory";
+  const sources = {
+    sources: step.sources.map(toByteString),
+    excludes: step.excludes.map(toByteString),
+    parents: step.parents,
+  };
+  const writer = new Writer(step, origin, target.path, owner, root);
+  for await (const item of select(origin, { ...sources, intoDirectory })) yield* writer.add(item);
+  for (const { name, content } of step.inline) yield* writer.inline(toByteString(name), content, intoDirectory);
+  // A source that matched nothing still makes the directory that it would have gone into.
+  if (intoDirectory) yield* writer.directory();
+}
+
+function cannotPlace(destination: string, why: string): BerthError {
+  return new BerthError("invalid_context", `Nothing can be copied to ${JSON.stringify(destination)}: ${why}.`);
+}
+
+class Writer {
+  readonly #step: CopyStep;
+  readonly #origin: FileTree;
+  readonly #target: ByteString;
+  readonly #owner: { uid: number; gid: number } | null;
+  readonly #below: FileTree;
+  #destination: Destination | null = null;
+
+  constructor(
+    step: CopyStep,
+    origin: FileTree,
+    target: ByteString,
+    owner: { uid: number; gid: number } | null,
+    below: FileTree,
+  ) {
+    this.#step = step;
+    this.#origin = origin;
+    this.#target = target;
+    this.#owner = owner;
+    this.#below = below;
+  }
+
+  async *add(item: CopyItem<FileEntry>): AsyncGenerator<LayerEntry> {
+    const { entry, from, to } = item;
+    // Sockets, pipes and devices have no content that could be copied.
+    if (entry.type === "other") return;
+    const destination = this.#destinationFor(entry);
+    const path = this.#path(to);
+    if (entry.type === "directory") {
+      // What is merged into keeps its attributes, unless it is new.
+      if (item.merge && (await this.#isDirectory(destination, path))) yield* destination.directories(path);
+      else yield* destination.described(path, this.#attributes(entry));
+      return;
+    }
+    if (this.#step.unpack && entry.type === "file" && (await isArchive(() => this.#origin.read(from, entry)))) {
+      const into = this.#step.intoDirectory || to === "/" ? this.#target : parentOf(path);
+      yield* destination.directories(into);
+      yield* unpack(this.#origin.read(from, entry), into, this.#below, destination, this.#owner);
+      return;
+    }
+    yield* this.#file(destination, path, entry, entry.type === "file" ? this.#origin.read(from, entry) : []);
+  }
+
+  async *inline(name: ByteString, content: string, intoDirectory: boolean): AsyncGenerator<LayerEntry> {
+    const bytes = Buffer.from(content);
+    const mtime = { seconds: 0, nanoseconds: 0 };
+    const entry: FileEntry = {
+      type: "file",
+      mode: 0o644,
+      uid: 0,
+      gid: 0,
+      mtime,
+      size: bytes.length,
+      target: "",
+      xattrs: noXattrs,
+    };
+    yield* this.#file(this.#destinationFor(entry), this.#path(intoDirectory ? `/${name}` : "/"), entry, [bytes]);
+  }
+
+  async *directory(): AsyncGenerator<LayerEntry> {
+    const mtime = { seconds: 0, nanoseconds: 0 };
+    yield* this.#destinationFor({ mtime, uid: 0, gid: 0 }).directories(this.#target);
+  }
+
+  async *#file(
+    destination: Destination,
+    path: ByteString,
+    entry: FileEntry,
+    content: LayerEntry["content"],
+  ): AsyncGenerator<LayerEntry> {
+    yield* destination.directories(parentOf(path));
+    if ((await destination.existing(path))?.type === "directory") {
+      throw cannotPlace(this.#step.destination, `${showBytes(path)} is a directory there and would become a file`);
+    }
+    const { type, size, target } = entry;
+    yield {
+      path: path.slice(1),
+      type: type === "symlink" ? "symlink" : "file",
+      size,
+      target,
+      content,
+      ...this.#attributes(entry),
+    };
+  }
+
+  /** Directories that must be made take the times of what is copied first, so that equal input gives an equal layer. */
+  #destinationFor(first: Pick<FileEntry, "mtime" | "uid" | "gid">): Destination {
+    const making: Making = { ...(this.#owner ?? { uid: 0, gid: 0 }), mtime: first.mtime };
+    this.#destination ??= new Destination(this.#below, making);
+    return this.#destination;
+  }
+
+  async #isDirectory(destination: Destination, path: ByteString): Promise<boolean> {
+    if (path === "/" || destination.has(path)) return true;
+    return (await destination.existing(path))?.type === "directory";
+  }
+
+  #path(to: ByteString): ByteString {
+    if (to === "/") return this.#target;
+    return this.#target === "/" ? to : this.#target + to;
+  }
+
+  #attributes(entry: FileEntry) {
+    const { mode, mtime, xattrs } = entry;
+    const { uid, gid } = this.#owner ?? entry;
+    const { chmod } = this.#step;
+    const changed =
+      chmod === null || entry.type === "symlink" ? mode : applyChmod(chmod, mode, entry.type === "directory");
+    return { mode: changed, uid, gid, mtime, xattrs };
+  }
+}

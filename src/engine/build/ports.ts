@@ -1,0 +1,33 @@
+import type { NeededImage } from "../../build/graph.ts";
+import type { Image, Layer } from "../../core/image.ts";
+import type { BlobStore } from "../../image/blobs.ts";
+import type { LayerStore } from "../../image/layers.ts";
+import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { FileTree } from "./file-entry.ts";
+
+/** What finished steps of the project made, by key. */
+export interface StepCache {
+  find(key: string): Promise<{ layer: Layer | null } | null>;
+  keep(key: string, result: { layer: Layer | null }): Promise<void>;
+}
+
+/** All that running a build needs of the host and of the database. */
+export interface BuildMeans {
+  blobs: BlobStore;
+  layers: LayerStore;
+  sandboxes: Sandboxes;
+  cache: StepCache;
+  /** The image with all its layers on this host. */
+  image: (needed: NeededImage, signal: AbortSignal) => Promise<Image>;
+  /** Runs `use` on the files of these layers (paths of images, lowest first), mounted read-only while it runs. */
+  withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
+  /** Directory for what lives as long as a build. */
+  scratch: string;
+}
+
+/** Whose build it is and what its steps may use. */
+export interface BuildIdentity {
+  buildId: string;
+  projectId: string;
+  limits: { cpus: number; memory: number };
+}

@@ -1,0 +1,100 @@
+import { type BigIntStats, constants } from "node:fs";
+import { lstat, open, readdir, readlink } from "node:fs/promises";
+import { readXattrs } from "../../image/file-xattrs.ts";
+import type { ByteString } from "../../image/layer-entry.ts";
+import { noXattrs } from "../../image/layer-entry.ts";
+import { keptXattrs } from "../../image/layer-xattrs.ts";
+import type { FileEntry, FileTree } from "./file-entry.ts";
+
+const readSize = 1 << 20;
+
+/**
+ * A root filesystem that is mounted read-only from layers and so can't change while it is read: what `get` saw is what
+ * `read` opens, and no symlink can be swapped in between (attack 16). Callers pass paths whose parents they have found
+ * to be real directories (`resolveIn`), so that the kernel never follows a link of the tenant's; the last component is
+ * opened with O_NOFOLLOW.
+ */
+export class RootView implements FileTree {
+  readonly #root: string;
+
+  constructor(root: string) {
+    this.#root = root;
+  }
+
+  async get(path: ByteString): Promise<FileEntry | null> {
+    const file = this.#host(path);
+    let stats: BigIntStats;
+    try {
+      stats = await lstat(file, { bigint: true });
+    } catch (error) {
+      if (["ENOENT", "ENOTDIR", "ENAMETOOLONG"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
+      throw error;
+    }
+    const type = stats.isFile()
+      ? "file"
+      : stats.isDirectory()
+        ? "directory"
+        : stats.isSymbolicLink()
+          ? "symlink"
+          : "other";
+    const seconds = stats.mtimeNs / 1_000_000_000n;
+    const nanoseconds = stats.mtimeNs % 1_000_000_000n;
+    return {
+      type,
+      mode: Number(stats.mode) & 0o7777,
+      uid: Number(stats.uid),
+      gid: Number(stats.gid),
+      mtime:
+        nanoseconds < 0n
+          ? { seconds: Number(seconds) - 1, nanoseconds: Number(nanoseconds + 1_000_000_000n) }
+          : { seconds: Number(seconds), nanoseconds: Number(nanoseconds) },
+      size: type === "file" ? Number(stats.size) : 0,
+      target: type === "symlink" ? await readlink(file, { encoding: "latin1" }) : "",
+      xattrs: type === "symlink" ? noXattrs : keptXattrs(readXattrs(file)),
+    };
+  }
+
+  async list(path: ByteString): Promise<readonly ByteString[]> {
+    return (await readdir(this.#host(path), { encoding: "latin1" })).sort();
+  }
+
+  async *read(path: ByteString): AsyncGenerator<Uint8Array, void, undefined> {
+    const file = await open(this.#host(path) as unknown as string, constants.O_RDONLY | constants.O_NOFOLLOW);
+    try {
+      for (;;) {
+        const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize);
+        if (bytesRead === 0) return;
+        yield buffer.subarray(0, bytesRead);
+      }
+    } finally {
+      await file.close();
+    }
+  }
+
+  #host(path: ByteString): Buffer {
+    return Buffer.from(`${this.#root}${path}`, "latin1");
+  }
+}
+
+/** The root of `FROM scratch`: an empty directory. */
+export const emptyRoot: FileTree = {
+  get: (path) =>
+    Promise.resolve(
+      path === "/"
+        ? {
+            type: "directory",
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: { seconds: 0, nanoseconds: 0 },
+            size: 0,
+            target: "",
+            xattrs: noXattrs,
+          }
+        : null,
+    ),
+  list: () => Promise.resolve([]),
+  read: () => {
+    throw new Error("an empty root has no files");
+  },
+};

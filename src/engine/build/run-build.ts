@@ -1,0 +1,133 @@
+import { parseDockerfile } from "../../build/dockerfile.ts";
+import { IgnoreRules } from "../../build/ignore.ts";
+import { maxDockerfileLength } from "../../build/lex.ts";
+import type { PlanOptions } from "../../build/options.ts";
+import { cleanPath } from "../../build/paths.ts";
+import { missingImages, planBuild } from "../../build/plan.ts";
+import { parsePlatform, platformOf } from "../../build/platform.ts";
+import type { BuildPlan } from "../../build/step.ts";
+import { resolveIn } from "../../build/tree.ts";
+import type { BuildRequest } from "../../core/build-request.ts";
+import { BerthError } from "../../core/errors.ts";
+import type { Image } from "../../core/image.ts";
+import { toByteString } from "../../image/layer-entry.ts";
+import { writeImage } from "../../image/manifest.ts";
+import { readContext } from "./context.ts";
+import type { ContextTree } from "./context-tree.ts";
+import type { BuildIdentity, BuildMeans } from "./ports.ts";
+import type { BuildReport } from "./report.ts";
+import { runStages } from "./stage-runner.ts";
+import { Slots } from "./step-runner.ts";
+
+/** Programs of one build that run at the same time. */
+const runsAtOnce = 2;
+
+/** A built image: its blobs are stored, its rows are the caller's. */
+export interface BuiltImage {
+  image: Image;
+  manifest: Record<string, unknown>;
+}
+
+/**
+ * Runs a build from its uploaded context to the stored image. Steps that were done before are taken from the cache, so
+ * that another attempt goes on where the last was cut off.
+ * @throws BerthError, with `line` where one is to blame; the signal's reason when it aborts.
+ */
+export async function runBuild(
+  request: BuildRequest,
+  build: BuildIdentity,
+  means: BuildMeans,
+  report: BuildReport,
+  signal: AbortSignal,
+): Promise<BuiltImage> {
+  const upload = await means.blobs.open(request.source.digest);
+  const context = await readContext(upload, `${means.scratch}/context`);
+  try {
+    report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
+    signal.throwIfAborted();
+    const { plan, images, tree } = await plannedBuild(request, context.tree, means, signal);
+    for (const { message, line } of plan.warnings) report.line(0, "info", `#0 warning: ${message} (line ${line})`);
+    report.plan(plan.stages);
+    const state = {
+      means,
+      build,
+      report,
+      context: tree,
+      images,
+      noCache: request.noCache,
+      running: new Slots(runsAtOnce),
+    };
+    const { layers, config } = await runStages(plan, state, signal);
+    signal.throwIfAborted();
+    return await store(means, writeImage(config, layers));
+  } finally {
+    await context.close();
+  }
+}
+
+/** Reads the Dockerfile, fetches the images it needs, and plans. */
+async function plannedBuild(
+  request: BuildRequest,
+  tree: ContextTree,
+  means: BuildMeans,
+  signal: AbortSignal,
+): Promise<{ plan: BuildPlan; images: Map<string, Image>; tree: ContextTree }> {
+  const path = cleanPath(request.dockerfile);
+  const dockerfile = parseDockerfile(await readText(tree, path, "Dockerfile"));
+  const buildPlatform = platformOf(process.arch);
+  const platform = request.platform === undefined ? buildPlatform : parsePlatform(request.platform, buildPlatform);
+  if (platform === null) throw new BerthError("invalid_request", `${JSON.stringify(request.platform)} is no platform.`);
+  const { args, labels, target } = request;
+  const options: PlanOptions = { args, labels, target, platform, buildPlatform };
+  const images = new Map<string, Image>();
+  const configs = () => new Map([...images].map(([key, image]) => [key, image.config]));
+  for (let missing = missingImages(dockerfile, options, configs()); missing.length > 0; ) {
+    await Promise.all(
+      missing.map(async (needed) => {
+        try {
+          images.set(needed.key, await means.image(needed, signal));
+        } catch (error) {
+          if (!(error instanceof BerthError)) throw error;
+          const facts = { ...error.facts, line: needed.at.line };
+          throw new BerthError(error.code, error.message, { problems: error.problems, facts, cause: error });
+        }
+      }),
+    );
+    missing = missingImages(dockerfile, options, configs());
+  }
+  const plan = planBuild(dockerfile, options, configs());
+  const own = await readOptional(tree, `${path}.dockerignore`);
+  const rules = IgnoreRules.parse(own ?? (await readOptional(tree, "/.dockerignore")) ?? "");
+  return { plan, images, tree: tree.without(rules) };
+}
+
+async function readText(tree: ContextTree, path: string, what: string): Promise<string> {
+  const text = await readOptional(tree, path);
+  if (text !== null) return text;
+  throw new BerthError("invalid_context", `The context has no ${what} at ${JSON.stringify(path.slice(1))}.`);
+}
+
+/** A file's text up to a little more than a Dockerfile may have, for the lexer to refuse. */
+async function readOptional(tree: ContextTree, path: string): Promise<string | null> {
+  const { path: found, entry, blocked } = await resolveIn(tree, toByteString(path));
+  if (blocked || entry?.type !== "file") return null;
+  const parts: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const part of tree.read(found, entry)) {
+    parts.push(part);
+    bytes += part.length;
+    if (bytes > maxDockerfileLength) break;
+  }
+  return Buffer.concat(parts).toString("utf8");
+}
+
+async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<BuiltImage> {
+  const { image, manifest, config, configDigest } = written;
+  await means.blobs.put(once(config), { digest: configDigest, maxBytes: config.length });
+  await means.blobs.put(once(manifest), { digest: image.digest, maxBytes: manifest.length });
+  return { image, manifest: JSON.parse(Buffer.from(manifest).toString()) as Record<string, unknown> };
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield await Promise.resolve(bytes);
+}

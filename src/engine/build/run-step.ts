@@ -1,0 +1,143 @@
+import { mkdir, rm } from "node:fs/promises";
+import { readLog } from "../../agent/container-log.ts";
+import type { RunStep } from "../../build/step.ts";
+import { BerthError } from "../../core/errors.ts";
+import type { Layer } from "../../core/image.ts";
+import { type LayerEntry, noContent, noXattrs, toByteString } from "../../image/layer-entry.ts";
+import type { LayerStore } from "../../image/layers.ts";
+import { readUpper } from "../../image/upper.ts";
+import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { BuildIdentity } from "./ports.ts";
+import type { BuildReport } from "./report.ts";
+
+/** Processes and bytes on disk that one step may have; cores and memory are the build's. */
+const pids = 2048;
+const disk = 10 * 2 ** 30;
+
+/** Of a failed step's output its error shows this much. */
+const shownLines = 20;
+const shownLength = 500;
+const maxLineLength = 16_384;
+
+/**
+ * Runs a RUN step in a sandbox over the layers and returns what it changed as a layer; null: nothing.
+ * @throws BerthError `step_failed` with `exitCode` and the last lines; the signal's reason when it aborts: the process
+ *   is killed then, and nothing of it is left.
+ */
+export async function runStep(
+  step: RunStep,
+  layers: readonly Layer[],
+  means: { layers: LayerStore; sandboxes: Sandboxes; scratch: string },
+  build: BuildIdentity,
+  report: BuildReport,
+  signal: AbortSignal,
+): Promise<Layer | null> {
+  if (step.mounts.length > 0) throw new BerthError("not_supported", "RUN --mount is not supported yet.");
+  const { sandboxes } = means;
+  const below = step.script === null ? layers : [...layers, await scriptLayer(means.layers, step.script)];
+  const paths = await Promise.all(below.map((layer) => means.layers.ensure(layer)));
+  signal.throwIfAborted();
+  const id = `${build.buildId}-${step.index}`;
+  const slot = sandboxes.takeSlot();
+  const logDir = `${means.scratch}/${id}`;
+  const log = `${logDir}/log`;
+  await mkdir(logDir, { recursive: true, mode: 0o711 });
+  const exit = new AbortController();
+  const unsubscribe = sandboxes.onExit((exited) => {
+    if (exited === id) exit.abort();
+  });
+  const kill = (): void => {
+    sandboxes.signal(id, 9);
+  };
+  try {
+    await sandboxes.start({
+      id,
+      slot,
+      projectId: build.projectId,
+      layers: paths,
+      process: {
+        args: step.argv,
+        env: [...step.env, ...step.proxyEnv],
+        cwd: step.cwd,
+        user: step.user,
+        tty: false,
+        stdin: false,
+      },
+      hostname: "build",
+      limits: { ...build.limits, pids, disk },
+      readOnlyRootfs: false,
+      profile: "build",
+      capabilities: { add: [], drop: [] },
+      network: step.network === "none" ? "none" : "project",
+      log,
+    });
+    signal.addEventListener("abort", kill);
+    // Aborted while it started, or ended before anybody listened.
+    if (signal.aborted) kill();
+    if (sandboxes.probe(id).state !== "running") exit.abort();
+    const last = await followLog(log, step.index, report, exit.signal);
+    signal.throwIfAborted();
+    const end = sandboxes.probe(id);
+    if (end.state !== "exited" || end.exitCode !== 0) throw failure(step, end, last);
+    const entries = await firstOrNone(readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot)));
+    return entries === null ? null : await means.layers.create(entries);
+  } finally {
+    signal.removeEventListener("abort", kill);
+    unsubscribe();
+    await sandboxes.remove(id, slot);
+    sandboxes.freeSlot(slot);
+    await rm(logDir, { recursive: true, force: true });
+  }
+}
+
+/** Passes the step's output on until it has ended; returns the last lines. A line may come in several parts. */
+async function followLog(path: string, step: number, report: BuildReport, exit: AbortSignal): Promise<string[]> {
+  const last: string[] = [];
+  const open = { stdout: "", stderr: "" };
+  const take = async (stream: "stdout" | "stderr", text: string): Promise<void> => {
+    open[stream] = "";
+    report.line(step, stream, text);
+    last.push(text.slice(0, shownLength));
+    if (last.length > shownLines) last.shift();
+    await report.ready();
+  };
+  const follow = { ended: () => Promise.resolve(exit.aborted), signal: exit };
+  for await (const { stream, text, partial } of readLog(path, { stdout: true, stderr: true }, follow)) {
+    open[stream] += text;
+    if (!partial || open[stream].length > maxLineLength) await take(stream, open[stream]);
+  }
+  for (const stream of ["stdout", "stderr"] as const) if (open[stream] !== "") await take(stream, open[stream]);
+  return last;
+}
+
+function failure(step: RunStep, end: ReturnType<Sandboxes["probe"]>, last: readonly string[]): BerthError {
+  const shown = last.length === 0 ? "" : `\n${last.join("\n")}`;
+  const command = step.instruction.slice(0, 200);
+  if (end.state !== "exited" || end.exitCode === null) {
+    return new BerthError("monitor_lost", `The end of \`${command}\` is not known: its monitor is gone.${shown}`);
+  }
+  const how = end.oomKilled ? "ran out of memory" : `ended with exit code ${end.exitCode}`;
+  return new BerthError("step_failed", `\`${command}\` ${how}.${shown}`, { facts: { exitCode: end.exitCode } });
+}
+
+/** The script of a heredoc as a layer of its own: it is there while the step runs, and in no image. */
+function scriptLayer(layers: LayerStore, script: NonNullable<RunStep["script"]>): Promise<Layer> {
+  const bytes = Buffer.from(script.content);
+  const path = toByteString(script.path.slice(1));
+  const common = { uid: 0, gid: 0, mtime: { seconds: 0, nanoseconds: 0 }, target: "", xattrs: noXattrs };
+  const directory = path.slice(0, path.lastIndexOf("/") + 1);
+  return layers.create([
+    { ...common, path: directory, type: "directory", mode: 0o755, size: 0, content: noContent },
+    { ...common, path, type: "file", mode: 0o755, size: bytes.length, content: [bytes] },
+  ] satisfies LayerEntry[]);
+}
+
+/** The entries, or null when there are none. */
+async function firstOrNone(entries: AsyncGenerator<LayerEntry>): Promise<AsyncIterable<LayerEntry> | null> {
+  const first = await entries.next();
+  if (first.done === true) return null;
+  return (async function* () {
+    yield first.value;
+    yield* entries;
+  })();
+}

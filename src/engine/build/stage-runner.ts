@@ -1,0 +1,74 @@
+import { finishedConfig, type StepResult, stageHistory } from "../../build/finished-image.ts";
+import type { BuildPlan, StagePlan } from "../../build/step.ts";
+import type { ImageConfig, Layer } from "../../core/image.ts";
+import { atStep } from "./errors.ts";
+import { type BuildState, layerOf } from "./step-runner.ts";
+
+/** A stage that has been built. */
+export interface FinishedStage {
+  layers: readonly Layer[];
+  config: ImageConfig;
+}
+
+/**
+ * Builds the stages of a plan: each as soon as those it reads are done, independent ones side by side. When one fails
+ * the others are stopped, and nothing of them runs on when this returns.
+ */
+export async function runStages(
+  plan: BuildPlan,
+  state: Omit<BuildState, "stages" | "signal">,
+  signal: AbortSignal,
+): Promise<FinishedStage> {
+  const abort = new AbortController();
+  const layers = new Map<number, readonly Layer[]>();
+  const shared: BuildState = { ...state, stages: layers, signal: AbortSignal.any([signal, abort.signal]) };
+  const running = new Map<number, Promise<FinishedStage>>();
+  for (const stage of plan.stages) {
+    const before = stage.dependsOn.map((number) => running.get(number));
+    const done = (async () => {
+      await Promise.all(before);
+      const base = stage.base.kind === "stage" ? await running.get(stage.base.stage) : undefined;
+      const finished = await runStage(stage, base, shared);
+      layers.set(stage.number, finished.layers);
+      return finished;
+    })();
+    done.catch((error: unknown) => abort.abort(error));
+    running.set(stage.number, done);
+  }
+  await Promise.allSettled(running.values());
+  // The first failure, not what it made the others end with.
+  if (abort.signal.aborted) throw abort.signal.reason;
+  const target = await running.get(plan.target);
+  if (target === undefined) throw new Error("the plan lacks its target");
+  return target;
+}
+
+async function runStage(stage: StagePlan, base: FinishedStage | undefined, state: BuildState): Promise<FinishedStage> {
+  const image = stage.base.kind === "image" ? state.images.get(stage.base.key) : undefined;
+  const layers = [...(base?.layers ?? image?.layers ?? [])];
+  const results = new Map<number, StepResult>();
+  for (const [position, step] of stage.steps.entries()) {
+    state.signal.throwIfAborted();
+    state.report.begin(step.index, `[${stage.name} ${position + 1}/${stage.steps.length}] ${step.instruction}`);
+    try {
+      const { layer, cached } =
+        step.kind === "from" || step.kind === "meta"
+          ? { layer: null, cached: false }
+          : await layerOf(state, step, layers);
+      if (layer !== null) layers.push(layer);
+      results.set(step.index, { layer, created: now() });
+      state.report.end(step.index, { status: "succeeded", cached });
+    } catch (error) {
+      state.report.end(step.index, { status: state.signal.aborted ? "cancelled" : "failed" });
+      throw atStep(error, step);
+    }
+  }
+  const baseConfig = base?.config ?? image?.config;
+  const created = now();
+  const history = stageHistory(stage, baseConfig?.history ?? [], results, created);
+  return { layers, config: finishedConfig(stage, baseConfig, layers, history, created) };
+}
+
+function now(): string {
+  return new Date().toISOString();
+}

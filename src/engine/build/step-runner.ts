@@ -1,0 +1,153 @@
+import { createHash } from "node:crypto";
+import { chainKey, stepKey } from "../../build/keys.ts";
+import { isKernelPath } from "../../build/paths.ts";
+import { select } from "../../build/select.ts";
+import type { CopyStep, RunStep, WorkdirStep } from "../../build/step.ts";
+import { resolveIn } from "../../build/tree.ts";
+import { BerthError } from "../../core/errors.ts";
+import type { Image, Layer } from "../../core/image.ts";
+import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
+import { resolveOwner } from "./accounts.ts";
+import type { ContextTree } from "./context-tree.ts";
+import { copyLayer } from "./copy-layer.ts";
+import { Destination } from "./destination.ts";
+import type { FileTree } from "./file-entry.ts";
+import type { BuildIdentity, BuildMeans } from "./ports.ts";
+import type { BuildReport } from "./report.ts";
+import { emptyRoot } from "./root-view.ts";
+import { runStep } from "./run-step.ts";
+
+/** Everything that steps of one build share. */
+export interface BuildState {
+  means: BuildMeans;
+  build: BuildIdentity;
+  report: BuildReport;
+  signal: AbortSignal;
+  context: ContextTree;
+  images: ReadonlyMap<string, Image>;
+  /** Layers of the finished stages, by number. */
+  stages: ReadonlyMap<number, readonly Layer[]>;
+  /** Do not look for earlier results; those of this build are kept all the same. */
+  noCache: boolean;
+  /** Bounds how many programs run at once. */
+  running: Slots;
+}
+
+export type LayerStep = RunStep | CopyStep | WorkdirStep;
+
+/** What the step makes over `below`: from the cache when it has been done, otherwise now. */
+export async function layerOf(
+  state: BuildState,
+  step: LayerStep,
+  below: readonly Layer[],
+): Promise<{ layer: Layer | null; cached: boolean }> {
+  const { cache, blobs } = state.means;
+  const key = stepKey(chainKey(below), step, await contentOf(state, step));
+  if (!state.noCache) {
+    const known = await cache.find(key);
+    // A result whose blob has been collected is as good as none.
+    if (known !== null && (known.layer === null || (await blobs.size(known.layer.digest)) !== null)) {
+      return { layer: known.layer, cached: true };
+    }
+  }
+  const layer = await perform(state, step, below);
+  await cache.keep(key, { layer });
+  return { layer, cached: false };
+}
+
+/** A digest of what the step reads besides the root that it starts from. */
+async function contentOf(state: BuildState, step: LayerStep): Promise<string> {
+  if (step.kind !== "copy") return "";
+  if (step.origin.kind !== "context") return chainKey(originLayers(state, step.origin));
+  const hash = createHash("sha256");
+  const { sources, excludes, parents } = step;
+  // Bytes, mode and place count; times do not, so that a fresh clone of the same commit changes nothing.
+  const selection = {
+    sources: sources.map(toByteString),
+    excludes: excludes.map(toByteString),
+    parents,
+    intoDirectory: true,
+  };
+  for await (const { entry, to } of select(state.context, selection)) {
+    hash.update(JSON.stringify([to, entry.type, entry.mode, entry.size, entry.sha256, entry.target]));
+  }
+  return hash.digest("hex");
+}
+
+function originLayers(state: BuildState, origin: Exclude<CopyStep["origin"], { kind: "context" }>): readonly Layer[] {
+  const layers = origin.kind === "stage" ? state.stages.get(origin.stage) : state.images.get(origin.key)?.layers;
+  if (layers === undefined) throw new Error("a step reads a stage or image that is not there yet");
+  return layers;
+}
+
+async function perform(state: BuildState, step: LayerStep, below: readonly Layer[]): Promise<Layer | null> {
+  const { means, build, report, signal } = state;
+  switch (step.kind) {
+    case "run":
+      return state.running.use(() => runStep(step, below, means, build, report, signal));
+    case "workdir":
+      return withLayers(means, below, async (root) => {
+        const entries = await workdirEntries(step, root);
+        return entries === null ? null : means.layers.create(entries);
+      });
+    case "copy": {
+      const [remote] = step.remotes;
+      if (remote !== undefined)
+        throw new BerthError("not_supported", `ADD of ${remote.kind} URLs is not supported yet.`);
+      const { origin } = step;
+      return withLayers(means, below, (root) =>
+        origin.kind === "context"
+          ? means.layers.create(copyLayer(step, state.context, root))
+          : withLayers(means, originLayers(state, origin), (from) => means.layers.create(copyLayer(step, from, root))),
+      );
+    }
+  }
+}
+
+async function withLayers<T>(
+  means: BuildMeans,
+  layers: readonly Layer[],
+  use: (root: FileTree) => Promise<T>,
+): Promise<T> {
+  if (layers.length === 0) return use(emptyRoot);
+  return means.withRoot(await Promise.all(layers.map((layer) => means.layers.ensure(layer))), use);
+}
+
+/** The directory of a WORKDIR when the root does not have it; null: it has. */
+async function workdirEntries(step: WorkdirStep, root: FileTree): Promise<AsyncIterable<LayerEntry> | null> {
+  const { path, entry, blocked } = await resolveIn(root, toByteString(step.path));
+  if (blocked || (entry !== null && entry.type !== "directory")) {
+    throw new BerthError("invalid_context", `WORKDIR ${JSON.stringify(step.path)} is no directory in the image.`);
+  }
+  if (isKernelPath(path)) {
+    throw new BerthError(
+      "invalid_dockerfile",
+      `WORKDIR ${JSON.stringify(step.path)} leads to ${path}, which is the kernel's.`,
+    );
+  }
+  if (entry !== null) return null;
+  const owner = step.user === "" ? { uid: 0, gid: 0 } : await resolveOwner(step.user, root);
+  return new Destination(root, { ...owner, mtime: { seconds: 0, nanoseconds: 0 } }).directories(path);
+}
+
+/** A bound on how many things happen at once, first come, first served. */
+export class Slots {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  async use<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#free === 0) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    else this.#free--;
+    try {
+      return await work();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next === undefined) this.#free++;
+      else next();
+    }
+  }
+}

@@ -1,0 +1,69 @@
+import { randomUUID } from "node:crypto";
+import { mkdir, rm } from "node:fs/promises";
+import { formatPlatform } from "../../build/platform.ts";
+import { BerthError } from "../../core/errors.ts";
+import { parseReference } from "../../core/reference.ts";
+import { beginBuild, findCachedStep, keepCachedStep, recordBuiltImage, reportBuild } from "../../db/build-runs.ts";
+import type { BuildMeans } from "../build/ports.ts";
+import { BuildReport } from "../build/report.ts";
+import { withRoot } from "../build/root-mount.ts";
+import { runBuild } from "../build/run-build.ts";
+import { ensureImage } from "../images.ts";
+import type { JobHandler } from "../runner.ts";
+
+/** Builds an image from an uploaded context and tags it. */
+export const build: JobHandler = async (job, services, signal) => {
+  const { connection, config, blobs, layers, sandboxes } = services;
+  const { db } = connection;
+  const begun = await beginBuild(db, job);
+  if (begun === null) throw new BerthError("not_found", "The build is gone.");
+  const { id: buildId, request, nextSeq } = begun;
+  const { limits } = request;
+  const references = request.tags.map(parseReference);
+  const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
+  const timeout = new AbortController();
+  const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
+  const scratch = `${config.dataDir}/worker/builds/${randomUUID()}`;
+  const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
+  const means: BuildMeans = {
+    blobs,
+    layers,
+    sandboxes,
+    cache: {
+      find: (key) => findCachedStep(db, job.projectId, key),
+      keep: (key, result) => keepCachedStep(db, job.projectId, key, result),
+    },
+    image: ({ reference, platform }, abort) =>
+      ensureImage(services, job.projectId, reference, {
+        pull: request.pull ? "always" : "missing",
+        platform: formatPlatform(platform),
+        signal: abort,
+      }),
+    withRoot,
+    scratch,
+  };
+  try {
+    await mkdir(scratch, { recursive: true, mode: 0o711 });
+    const identity = { buildId, projectId: job.projectId, limits };
+    const { image, manifest } = await runBuild(
+      request,
+      identity,
+      means,
+      report,
+      AbortSignal.any([signal, timeout.signal]),
+    );
+    await report.flush();
+    const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+    if (!(await recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references))) {
+      throw new BerthError("unavailable", "The lease is lost.");
+    }
+    return { digest: image.digest, tags: request.tags };
+  } catch (error) {
+    report.line(0, "info", `#0 ${error instanceof BerthError ? error.message : "Something went wrong inside Berth."}`);
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    await report.flush().catch((error: unknown) => services.log.warn({ err: error }, "a build's log was not written"));
+    await rm(scratch, { recursive: true, force: true });
+  }
+};
