@@ -18,15 +18,16 @@ export interface LoopDevice {
 
 /**
  * Makes a file a block device that frees itself after its last use (AUTOCLEAR), so none is left behind by a crash.
- * Device and file are configured in one step (LOOP_CONFIGURE, since 5.8). 0.2 ms.
+ * Device and file are configured in one step (LOOP_CONFIGURE, since 5.8), which takes 1 ms, off the event loop.
+ * `direct`: the file is read and written past the page cache, which the filesystem above has already.
  */
-export function attachLoop(file: string, options: { readOnly: boolean; direct: boolean }): LoopDevice {
+export async function attachLoop(file: string, options: { readOnly: boolean; direct: boolean }): Promise<LoopDevice> {
   const backing = openSync(file, options.readOnly ? "r" : "r+");
   try {
     for (let attempt = 0; ; attempt++) {
       const device = freeDevice();
       try {
-        configure(device.fd, backing, file, options);
+        await ioctlBuffer.later(device.fd, LOOP_CONFIGURE, configuration(backing, file, options));
         return device;
       } catch (error) {
         closeSync(device.fd);
@@ -50,19 +51,18 @@ function freeDevice(): LoopDevice {
 }
 
 /** struct loop_config: the file, the block size, struct loop_info64 (flags at 60, the name at 64), reserved words. */
-function configure(
-  device: number,
+function configuration(
   backing: number,
   name: string,
   { readOnly, direct }: { readOnly: boolean; direct: boolean },
-): void {
+): Buffer {
   const config = Buffer.alloc(304);
   config.writeUInt32LE(backing, 0);
   config.writeUInt32LE(4096, 4);
   const flags = LO_FLAGS_AUTOCLEAR | (readOnly ? LO_FLAGS_READ_ONLY : 0) | (direct ? LO_FLAGS_DIRECT_IO : 0);
   config.writeUInt32LE(flags, 60);
   config.write(name.slice(-63), 64);
-  ioctlBuffer(device, LOOP_CONFIGURE, config);
+  return config;
 }
 
 /** The loop devices in use and their files, for the sweep and to prove that a disk is free again. */

@@ -54,22 +54,45 @@ export type MountOption = readonly [name: string, value: true | string | number]
 export function newMount(type: string, options: readonly MountOption[], attributes: number): number {
   const context = rawFsopen(type, 1 /* FSOPEN_CLOEXEC */);
   try {
-    for (const [name, value] of options) {
-      if (value === true) rawFsconfig(context, FSCONFIG_SET_FLAG, name, null, 0);
-      else if (typeof value === "string") rawFsconfig(context, FSCONFIG_SET_STRING, name, value, 0);
-      else rawFsconfig(context, FSCONFIG_SET_FD, name, null, value);
-    }
+    configure(context, options);
     rawFsconfig(context, FSCONFIG_CMD_CREATE, null, null, 0);
     return rawFsmount(context, 1 /* FSMOUNT_CLOEXEC */, attributes);
   } catch (error) {
-    throw error instanceof SyscallError ? explained(error, type, context) : error;
+    throw explained(error, type, context);
   } finally {
     closeSync(context);
   }
 }
 
+/** The same, for a filesystem on a block device: it is read, and marked as mounted, off the event loop. */
+export async function newMountLater(
+  type: string,
+  options: readonly MountOption[],
+  attributes: number,
+): Promise<number> {
+  const context = rawFsopen(type, 1 /* FSOPEN_CLOEXEC */);
+  try {
+    configure(context, options);
+    await rawFsconfig.later(context, FSCONFIG_CMD_CREATE, null, null, 0);
+    return rawFsmount(context, 1 /* FSMOUNT_CLOEXEC */, attributes);
+  } catch (error) {
+    throw explained(error, type, context);
+  } finally {
+    closeSync(context);
+  }
+}
+
+function configure(context: number, options: readonly MountOption[]): void {
+  for (const [name, value] of options) {
+    if (value === true) rawFsconfig(context, FSCONFIG_SET_FLAG, name, null, 0);
+    else if (typeof value === "string") rawFsconfig(context, FSCONFIG_SET_STRING, name, value, 0);
+    else rawFsconfig(context, FSCONFIG_SET_FD, name, null, value);
+  }
+}
+
 /** The kernel tells in the context's log what it did not like. */
-function explained(error: SyscallError, type: string, context: number): SyscallError {
+function explained(error: unknown, type: string, context: number): unknown {
+  if (!(error instanceof SyscallError)) return error;
   const buffer = Buffer.alloc(1024);
   let log = "";
   try {

@@ -41,7 +41,8 @@ export interface RootfsMount {
 export class Mounts {
   readonly #dir: string;
   readonly #empty: string;
-  readonly #mounted: Set<string>;
+  /** Where each layer is, or soon will be, by mount point. */
+  readonly #mounted: Map<string, Promise<string>>;
   /** false: before 6.13 overlayfs takes its layers as paths only, and before 6.5 in one text. */
   #layersByDescriptor: boolean;
 
@@ -51,26 +52,23 @@ export class Mounts {
     this.#empty = `${dir}/empty`;
     this.#layersByDescriptor = options.layersByDescriptor ?? true;
     mkdirSync(this.#empty, { recursive: true, mode: 0o711 });
-    this.#mounted = new Set(mountsBelow(dir).map((mount) => mount.path));
+    this.#mounted = new Map(mountsBelow(dir).map(({ path }) => [path, Promise.resolve(path)]));
   }
 
   /**
    * Where a layer's files can be read, mounted read-only. Files have the owners that the image says, so this is for the
    * worker's own eyes. Idempotent; 0.1 ms the first time.
    */
-  mountLayer(path: string): string {
+  async mountLayer(path: string): Promise<string> {
     if (statSync(path).isDirectory()) return path;
     const target = this.#targetOf(path);
-    if (this.#mounted.has(target)) return target;
-    mkdirSync(target, { recursive: true });
-    const mount = mountImage(path);
-    try {
-      attachMount(mount, target);
-    } finally {
-      closeSync(mount);
+    let mounted = this.#mounted.get(target);
+    if (mounted === undefined) {
+      mounted = mountImage(path, target);
+      this.#mounted.set(target, mounted);
+      mounted.catch(() => this.#mounted.delete(target));
     }
-    this.#mounted.add(target);
-    return target;
+    return mounted;
   }
 
   /** Before a layer's file is deleted. Root filesystems made of it keep it until they end. Idempotent. */
@@ -82,14 +80,15 @@ export class Mounts {
   }
 
   /** 0.5 ms with three layers that are mounted already. */
-  mountRootfs(rootfs: RootfsMount): void {
+  async mountRootfs(rootfs: RootfsMount): Promise<void> {
     const { upper, work, target, userNamespace, volatile } = rootfs;
+    const layers = await this.#places(rootfs.layers.length === 0 ? [this.#empty] : rootfs.layers);
     // The kernel marks the work directory so that a volatile upper is not used again by mistake; we do so knowingly.
     if (volatile) rmSync(`${work}/work/incompat`, { recursive: true, force: true });
     const clones: number[] = [];
     try {
-      for (const layer of rootfs.layers) {
-        const clone = cloneMount(this.mountLayer(layer));
+      for (const layer of layers) {
+        const clone = cloneMount(layer);
         clones.push(clone);
         mapIds(clone, userNamespace);
       }
@@ -105,11 +104,12 @@ export class Mounts {
   }
 
   /** Layers as one read-only tree, owners as the images say: what a build copies from. Lowest first. */
-  mountView(layers: readonly string[], target: string): void {
+  async mountView(layers: readonly string[], target: string): Promise<void> {
+    // An overlay without an upper needs two layers; an empty one below changes nothing.
+    const places = await this.#places([this.#empty, ...layers]);
     const clones: number[] = [];
     try {
-      // An overlay without an upper needs two layers; an empty one below changes nothing.
-      for (const layer of [this.#empty, ...layers]) clones.push(cloneMount(this.mountLayer(layer)));
+      for (const place of places) clones.push(cloneMount(place));
       this.#mountOverlay(clones, [], target, MOUNT_ATTR_RDONLY);
     } finally {
       for (const clone of clones) closeSync(clone);
@@ -127,6 +127,12 @@ export class Mounts {
   unmountLayers(): void {
     for (const { path } of mountsBelow(this.#dir).toReversed()) detachIfMounted(path);
     this.#mounted.clear();
+  }
+
+  async #places(layers: readonly string[]): Promise<string[]> {
+    const places: string[] = [];
+    for (const layer of layers) places.push(await this.mountLayer(layer));
+    return places;
   }
 
   #targetOf(layer: string): string {
@@ -211,17 +217,20 @@ function attach(mount: number, target: string): void {
   }
 }
 
-/** A detached read-only mount of an EROFS image: of the file itself since 6.12, before that through a loop device. */
-function mountImage(path: string): number {
+/** Mounts an EROFS image read-only: the file itself since 6.12, before that through a loop device. */
+async function mountImage(path: string, target: string): Promise<string> {
+  mkdirSync(target, { recursive: true });
   const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV;
   try {
-    return newMount("erofs", [["source", path]], attributes);
+    attach(newMount("erofs", [["source", path]], attributes), target);
+    return target;
   } catch (error) {
     if (!hasCode(error, "ENOTBLK")) throw error;
   }
-  const loop = attachLoop(path, { readOnly: true, direct: false });
+  const loop = await attachLoop(path, { readOnly: true, direct: false });
   try {
-    return newMount("erofs", [["source", loop.path]], attributes);
+    attach(newMount("erofs", [["source", loop.path]], attributes), target);
+    return target;
   } finally {
     closeSync(loop.fd);
   }

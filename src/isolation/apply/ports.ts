@@ -135,6 +135,8 @@ async function holdTcp(host: string, port: number, target: Target): Promise<Hold
   });
   server.listen({ host, port, exclusive: true });
   await once(server, "listening");
+  // A connection that can't be accepted (no descriptors left) is the client's loss, not the worker's.
+  server.on("error", () => undefined);
   // A published port alone keeps no worker running.
   server.unref();
   return holder;
@@ -144,6 +146,7 @@ async function holdUdp(host: string, port: number, target: Target): Promise<Hold
   const socket: DatagramSocket = createSocket({ type: host.includes(":") ? "udp6" : "udp4", reuseAddr: false });
   socket.bind({ address: host, port, exclusive: true });
   await once(socket, "listening");
+  socket.on("error", () => undefined);
   socket.unref();
   return {
     target,
