@@ -45,7 +45,7 @@ export const libc = koffi.load(null);
 
 /** Binds a function of libc that reports failure by -1 and errno. `types` are koffi's names of the arguments' types. */
 export function bind<A extends readonly Argument[]>(name: string, types: readonly string[]): Call<A> {
-  return checked<A>(name, libc.func(name, "int", [...types]) as unknown as Native, []);
+  return checked<A>(name, libc.func(name, "int", [...types]), []);
 }
 
 /** Binds a system call that libc has no wrapper for everywhere; `number` is the same on all architectures since 5.1. */
@@ -54,7 +54,7 @@ export function bindSyscall<A extends readonly Argument[]>(
   number: number,
   types: readonly string[],
 ): Call<A> {
-  return checked<A>(name, libc.func("syscall", "int", ["long", ...types]) as unknown as Native, [number]);
+  return checked<A>(name, libc.func("syscall", "int", ["long", ...types]), [number]);
 }
 
 function checked<A extends readonly Argument[]>(name: string, native: Native, first: Argument[]): Call<A> {

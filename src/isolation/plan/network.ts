@@ -1,3 +1,5 @@
+import { blocks, slotsPerBlock } from "./layout.ts";
+
 /**
  * Names and addresses of a host's container network. Each is a function of the instance, its block and a slot, so a
  * container's link, addresses and elements are found again by whoever comes after a crash.
@@ -30,7 +32,6 @@ export const containerLink = { name: "eth0", index: 2 } as const;
 /** Next hops inside a container. No interface has them: permanent neighbours lead there. */
 export const gateway = { ipv4: "169.254.1.1", ipv6: "fe80::1" } as const;
 
-const slotsPerBlock = 2047;
 /** Far above what the kernel numbers by itself, which counts up from 1. */
 const firstIndex = 0x0b_00_00_00;
 
@@ -67,7 +68,7 @@ export function slotOfAddress(scope: NetworkScope, address: string): number | nu
   return slot >= 0 && slot < slotsPerBlock ? slot : null;
 }
 
-/** The block of IPv4 addresses that the instance's containers live in, a /21. */
+/** The block of IPv4 addresses that the instance's containers live in, a /21; the last slot's is the one after it. */
 export function subnet4(scope: NetworkScope): { address: string; bits: number } {
   return { address: ipv4Text(scope.block * 2048), bits: 21 };
 }
@@ -87,8 +88,8 @@ export function slotNetwork(scope: NetworkScope, slot: number): SlotNetwork {
   if (!Number.isInteger(slot) || slot < 0 || slot >= slotsPerBlock) {
     throw new RangeError(`slot ${slot} is outside of 0 to ${slotsPerBlock - 1}`);
   }
-  if (!Number.isInteger(scope.block) || scope.block < 0 || scope.block > 30) {
-    throw new RangeError(`block ${scope.block} is outside of 0 to 30`);
+  if (!Number.isInteger(scope.block) || scope.block < 0 || scope.block >= blocks) {
+    throw new RangeError(`block ${scope.block} is outside of 0 to ${blocks - 1}`);
   }
   const number = scope.block * 2048 + slot + 1;
   const hex = (88 * 65_536 + number).toString(16).padStart(6, "0");
