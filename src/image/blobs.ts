@@ -6,7 +6,7 @@ import type { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
 import { digestPattern } from "../core/reference.ts";
 import { digestHex } from "./digest.ts";
-import { diskError } from "./disk-error.ts";
+import { FileSink } from "./file-sink.ts";
 
 export interface PutExpectation {
   /** The digest that the bytes must have; absent: whatever they have. */
@@ -69,32 +69,28 @@ export class FileBlobs implements BlobStore {
   async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<{ digest: string; sizeBytes: number }> {
     const owner = await this.#prepare();
     const temporary = join(this.#uploads, randomUUID());
-    const file = await open(temporary, "wx", 0o640).catch(diskError);
+    const sink = await FileSink.create(temporary, 0o640, process.getuid?.() === 0 ? owner : undefined);
     try {
-      if (process.getuid?.() === 0) await file.chown(owner.uid, owner.gid);
       const hash = createHash("sha256");
-      let sizeBytes = 0;
       for await (const chunk of source) {
-        sizeBytes += chunk.length;
-        if (sizeBytes > expect.maxBytes) {
+        if (sink.position + chunk.length > expect.maxBytes) {
           throw new BerthError("body_too_large", `The content has more than ${String(expect.maxBytes)} bytes.`);
         }
         hash.update(chunk);
-        await writeAll(file, chunk);
+        await sink.write(chunk);
       }
       const digest = `sha256:${hash.digest("hex")}`;
       if (expect.digest !== undefined && digest !== expect.digest) {
         throw new BerthError("digest_mismatch", `The content has the digest ${digest}, not ${expect.digest}.`);
       }
-      await Promise.all([file.datasync().catch(diskError), expect.confirm?.()]);
+      await Promise.all([sink.sync(), expect.confirm?.()]);
       await rename(temporary, join(this.#blobs, digestHex(digest)));
       await syncDirectory(this.#blobs);
-      return { digest, sizeBytes };
-    } catch (error) {
-      await rm(temporary, { force: true });
-      throw error;
+      return { digest, sizeBytes: sink.position };
     } finally {
-      await file.close();
+      await sink.close();
+      // Renamed by now, unless something failed.
+      await rm(temporary, { force: true });
     }
   }
 
@@ -157,11 +153,5 @@ export async function syncDirectory(path: string): Promise<void> {
     await directory.sync();
   } finally {
     await directory.close();
-  }
-}
-
-async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
-  for (let done = 0; done < chunk.length; ) {
-    done += (await file.write(chunk, done).catch(diskError)).bytesWritten;
   }
 }

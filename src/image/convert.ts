@@ -45,10 +45,9 @@ export async function convertLayer(
     }
     const diffId = hash.digest();
     const imageBytes = await image.finish(tree.root, diffId);
-    await sink.close();
+    await sink.sync();
     return { diffId: `sha256:${diffId.toString("hex")}`, tarBytes, imageBytes, root: tree.root };
-  } catch (error) {
-    await sink.abandon();
-    throw error;
+  } finally {
+    await sink.close();
   }
 }

@@ -2,6 +2,8 @@ import { type FileHandle, open } from "node:fs/promises";
 import { diskError } from "./disk-error.ts";
 
 const bufferSize = 1 << 20;
+/** So many bytes after the last flush the next begins beside the writing, so that little is left to do at the end. */
+const flushEvery = 32 << 20;
 
 /**
  * Appends to a new file in writes of 1 MiB. While one buffer is being written the next is filled, so the caller waits only
@@ -14,14 +16,18 @@ export class FileSink {
   #filled = 0;
   #position = 0;
   #writing: Promise<void> = Promise.resolve();
+  #flushed = 0;
+  #flushing: Promise<void> = Promise.resolve();
 
   private constructor(file: FileHandle) {
     this.#file = file;
   }
 
-  /** Creates the file; it must not exist. */
-  static async create(path: string, mode: number): Promise<FileSink> {
-    return new FileSink(await open(path, "wx", mode).catch(diskError));
+  /** Creates the file; it must not exist. `owner`: whom it is given to, where that is not who runs. */
+  static async create(path: string, mode: number, owner?: { uid: number; gid: number }): Promise<FileSink> {
+    const file = await open(path, "wx", mode).catch(diskError);
+    if (owner !== undefined) await file.chown(owner.uid, owner.gid);
+    return new FileSink(file);
   }
 
   /** Bytes appended so far. */
@@ -54,20 +60,20 @@ export class FileSink {
 
   /** Overwrites bytes that were appended before. */
   async writeAt(bytes: Uint8Array, position: number): Promise<void> {
-    await this.#flush();
+    await this.#drain();
     await this.#file.write(bytes, 0, bytes.length, position).catch(diskError);
   }
 
-  /** Makes the file durable and closes it. */
-  async close(): Promise<void> {
-    await this.#flush();
+  /** Makes all that was written durable. */
+  async sync(): Promise<void> {
+    await this.#drain();
+    await this.#flushing;
     await this.#file.datasync().catch(diskError);
-    await this.#file.close();
   }
 
-  /** Closes the file as it is; for one that is to be deleted. */
-  async abandon(): Promise<void> {
-    await this.#writing.catch(() => undefined);
+  /** Closes the file. What was not synced may be lost. */
+  async close(): Promise<void> {
+    await Promise.allSettled([this.#writing, this.#flushing]);
     await this.#file.close();
   }
 
@@ -87,11 +93,20 @@ export class FileSink {
     this.#filling = this.#spare;
     this.#spare = full;
     this.#filled = 0;
+    if (this.#position - this.#flushed > flushEvery) this.#flushBeside();
   }
 
-  async #flush(): Promise<void> {
+  async #drain(): Promise<void> {
     if (this.#filled > 0) await this.#swap();
     await this.#writing;
+  }
+
+  /** Begins a flush, after the one that perhaps still runs. */
+  #flushBeside(): void {
+    const before = this.#flushing;
+    this.#flushed = this.#position;
+    this.#flushing = before.then(() => this.#file.datasync()).catch(diskError);
+    this.#flushing.catch(() => undefined);
   }
 
   async #writeAll(bytes: Buffer, position: number): Promise<void> {

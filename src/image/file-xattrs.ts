@@ -5,8 +5,8 @@ import { type ByteString, noXattrs } from "./layer-entry.ts";
 const libc = koffi.load(null);
 type ListXattr = (path: Buffer, list: Buffer | null, size: number) => number;
 type GetXattr = (path: Buffer, name: Buffer, value: Buffer | null, size: number) => number;
-const llistxattr = libc.func("llistxattr", "ssize_t", ["void *", "void *", "size_t"]) as unknown as ListXattr;
-const lgetxattr = libc.func("lgetxattr", "ssize_t", ["void *", "void *", "void *", "size_t"]) as unknown as GetXattr;
+const llistxattr = libc.func("llistxattr", "intptr_t", ["void *", "void *", "size_t"]) as unknown as ListXattr;
+const lgetxattr = libc.func("lgetxattr", "intptr_t", ["void *", "void *", "void *", "size_t"]) as unknown as GetXattr;
 
 /** The kernel's limits for one list of names and one value (xattr(7)). */
 const buffer = Buffer.alloc(65_536);

@@ -5,6 +5,7 @@ import { BerthError } from "../core/errors.ts";
 import type { Layer } from "../core/image.ts";
 import { digestPattern } from "../core/reference.ts";
 import { type BlobStore, syncDirectory } from "./blobs.ts";
+import { coalesce } from "./byte-reader.ts";
 import { decompress, gzip } from "./compress.ts";
 import { type Converted, convertLayer } from "./convert.ts";
 import { digestHex } from "./digest.ts";
@@ -17,6 +18,9 @@ import { Tee } from "./tee.ts";
 const writerVersion = 1;
 
 const gzipLayer = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/** Small chunks are put together to this size: (de)compressing and writing wake a thread for each. */
+const transferChunk = 256 << 10;
 
 /** What is kept beside an image, in `<hex>.json`. */
 interface LayerRecord {
@@ -71,7 +75,7 @@ export class LayerStore {
   ): Promise<void> {
     await this.#exclusively(expect.diffId, async () => {
       if (options.always !== true && (await this.holds(expect))) return;
-      const blob = new Tee(exactly(await open(), expect));
+      const blob = new Tee(coalesce(exactly(await open(), expect), transferChunk));
       const [toBlob, toImage] = blob.branches;
       await this.#convert(blob, decompress(toImage), async (conversion) => {
         const confirm = async (): Promise<void> => {
@@ -87,7 +91,7 @@ export class LayerStore {
 
   /** Makes a layer of entries, in one pass: its blob (gzip) and its image. The same entries give the same layer. */
   async create(entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>): Promise<Layer> {
-    const tar = new Tee(writeTar(entries));
+    const tar = new Tee(coalesce(writeTar(entries), transferChunk));
     const [toBlob, toImage] = tar.branches;
     const { converted, digest, sizeBytes } = await this.#convert(tar, toImage, async (conversion) => {
       const confirm = async (): Promise<void> => {

@@ -4,8 +4,8 @@ interface Link<T> {
   next: Link<T> | null;
 }
 
-/** Chunks that one branch may be ahead of the other: with 64 KiB chunks 1 MiB is held at most. */
-const maxLead = 16;
+/** Chunks that one branch may be ahead of the other: with 256 KiB chunks 2 MiB are held at most. */
+const maxLead = 8;
 
 /**
  * Two readers of one stream, each seeing every chunk. The faster waits for the slower. A reader that stops early leaves

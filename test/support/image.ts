@@ -29,9 +29,14 @@ export function entry(
 }
 
 export async function collect(source: AsyncIterable<Uint8Array>): Promise<Buffer> {
-  const chunks: Uint8Array[] = [];
-  for await (const chunk of source) chunks.push(chunk);
-  return Buffer.concat(chunks);
+  return Buffer.concat(await gather(source));
+}
+
+/** All that a source gives. */
+export async function gather<T>(source: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = [];
+  for await (const one of source) all.push(one);
+  return all;
 }
 
 export function sha256(bytes: Uint8Array): string {

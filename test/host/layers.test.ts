@@ -1,0 +1,357 @@
+import { execFileSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { chmodSync, chownSync, linkSync, lutimesSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Layer } from "../../src/core/image.ts";
+import { FileBlobs } from "../../src/image/blobs.ts";
+import type { LayerEntry } from "../../src/image/layer-entry.ts";
+import { LayerStore } from "../../src/image/layers.ts";
+import { readTar } from "../../src/image/tar-read.ts";
+import { writeTar } from "../../src/image/tar-write.ts";
+import { readUpper } from "../../src/image/upper.ts";
+import { collect, entry, gather, layerBlob, sha256 } from "../support/image.ts";
+import { listTree } from "../support/tree.ts";
+
+let directory: string;
+let blobs: FileBlobs;
+let layers: LayerStore;
+const mounted: string[] = [];
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), "berth-layers-"));
+  blobs = new FileBlobs(join(directory, "blobs"));
+  layers = new LayerStore(join(directory, "layers"), blobs);
+});
+afterEach(async () => {
+  for (const target of mounted.splice(0).reverse()) execFileSync("umount", [target]);
+  await rm(directory, { recursive: true, force: true });
+});
+
+const bytes = (blob: Uint8Array) => (): AsyncIterable<Uint8Array> => Readable.from([blob]);
+
+async function mountPoint(): Promise<string> {
+  return mkdtemp(join(directory, "mnt-"));
+}
+
+async function mountLayer(layer: Layer): Promise<string> {
+  const target = await mountPoint();
+  execFileSync("mount", ["-t", "erofs", "-o", "ro,nodev", layers.path(layer.diffId), target]);
+  mounted.push(target);
+  return target;
+}
+
+async function mountOverlay(lowers: string[], upper: string): Promise<string> {
+  const target = await mountPoint();
+  const work = await mountPoint();
+  const options = `lowerdir=${lowers.toReversed().join(":")},upperdir=${upper},workdir=${work},redirect_dir=off,metacopy=off`;
+  execFileSync("mount", ["-t", "overlay", "overlay", "-o", options, target]);
+  mounted.push(target);
+  return target;
+}
+
+/** Takes in a tar as a layer. */
+async function importTar(tar: Buffer, compress: (tar: Buffer) => Buffer = gzipSync): Promise<Layer> {
+  const blob = compress(tar);
+  const layer = { digest: sha256(blob), diffId: sha256(tar), sizeBytes: blob.length, mediaType: "" };
+  await layers.import(bytes(blob), layer);
+  return layer;
+}
+
+/** A tree with what is hard to keep: see the names. */
+function makeTree(root: string): void {
+  const at = (name: string): Buffer => Buffer.concat([Buffer.from(`${root}/`), Buffer.from(name, "latin1")]);
+  mkdirSync(at("dir"));
+  writeFileSync(at("dir/not-utf8-\xff\xfe"), "x");
+  writeFileSync(at("empty"), "");
+  writeFileSync(at("one-block"), randomBytes(4096));
+  writeFileSync(at("large"), randomBytes(3_000_001));
+  writeFileSync(at("setuid"), "s");
+  chownSync(at("setuid"), 1000, 65_535);
+  chmodSync(at("setuid"), 0o6755);
+  linkSync(at("large"), at("dir/linked"));
+  symlinkSync("../dir/./x", at("symlink"));
+  symlinkSync("y".repeat(4000), at("long-symlink"));
+  linkSync(at("symlink"), at("linked-symlink"));
+  lutimesSync(at("symlink"), 1_234_567_890, 1_234_567_890);
+  mkdirSync(at("sticky"));
+  chmodSync(at("sticky"), 0o1777);
+  execFileSync("mkfifo", [at("fifo").toString()]);
+  // Sorts before and after the dots.
+  for (const name of ["!", "+x", "-y", ".hidden", "..z", "0"]) writeFileSync(at(`sticky/${name}`), name);
+  mkdirSync(at("many"));
+  for (let i = 0; i < 1000; i++) writeFileSync(at(`many/${"n".repeat(i % 200)}${String(i)}`), String(i));
+  execFileSync("touch", ["-d", "1969-12-31T23:59:58.250000001Z", at("empty").toString()]);
+  writeFileSync(at("capable"), "c");
+  execFileSync("setcap", ["cap_net_raw+ep", at("capable").toString()]);
+  execFileSync("python3", [
+    "-c",
+    `import os; os.setxattr(b"${root}/empty", b"user.bin", bytes([0,255,10,61,0])); os.setxattr(b"${root}/dir", b"user.big", b"v"*3000)`,
+  ]);
+  const deep = Array.from({ length: 400 }, (_, i) => `d${String(i)}`).join("/");
+  execFileSync("mkdir", ["-p", `${root}/${deep}`]);
+}
+
+const kept = (name: string): boolean => name.startsWith("user.") || name === "security.capability";
+
+describe("converting", () => {
+  test("an image shows what GNU tar extracts", async () => {
+    const [source, extracted] = [join(directory, "source"), join(directory, "extracted")];
+    await mkdir(source);
+    await mkdir(extracted);
+    makeTree(source);
+    const pax = ["--format=pax", "--xattrs", "--xattrs-include=*", "--pax-option=delete=atime,delete=ctime"];
+    const tar = execFileSync("tar", ["-C", source, ...pax, "-cf", "-", "."], { maxBuffer: 1 << 28 });
+    await writeFile(join(directory, "t.tar"), tar);
+    execFileSync("tar", ["-C", extracted, "--xattrs", "--xattrs-include=*", "-xpf", join(directory, "t.tar")]);
+    const mount = await mountLayer(await importTar(tar));
+    const expected = listTree(extracted);
+    expect(Object.keys(expected).length).toBeGreaterThan(1400);
+    expect(listTree(mount, { keep: kept })).toEqual(expected);
+    expect(await stat(mount)).toMatchObject({ mode: (await stat(source)).mode });
+    // GNU's own format has other long names and no xattrs; the old one has neither.
+    const gnu = execFileSync("tar", ["-C", source, "--format=gnu", "-cf", "-", "."], { maxBuffer: 1 << 28 });
+    const old = await mountLayer(await importTar(gnu, zstdCompressSync));
+    const plain = listTree(old, { skipTimes: true });
+    expect(plain).toEqual(listTree(source, { skipTimes: true, keep: () => false }));
+  });
+
+  test("the same layer gives the same image, byte for byte", async () => {
+    const { layer, blob } = await layerBlob([entry("b", { content: "b" }), entry("a/c", { content: "c" })]);
+    await layers.import(bytes(blob), layer);
+    const first = await readFile(layers.path(layer.diffId));
+    await layers.remove(layer.diffId);
+    expect(await layers.has(layer.diffId)).toBe(false);
+    await layers.ensure(layer);
+    expect(await readFile(layers.path(layer.diffId))).toEqual(first);
+  });
+
+  test("what a layer writes as its tar is what its image shows, and an empty one is a layer too", async () => {
+    const made = await layers.create([
+      entry("etc", { type: "directory", mode: 0o750 }),
+      entry("etc/x", { content: "x".repeat(5000) }),
+    ]);
+    const stored = gunzipSync(await collect(await blobs.open(made.digest)));
+    expect(sha256(stored)).toBe(made.diffId);
+    expect(execFileSync("tar", ["-tvf", "-"], { input: stored, encoding: "utf8" })).toMatch(
+      /^drwxr-x--- 0\/0 .* etc\/\n-rw-r--r-- 0\/0 +5000 .* etc\/x\n$/,
+    );
+    expect(Object.keys(listTree(await mountLayer(made)))).toEqual(["etc", "etc/x"]);
+    const empty = await layers.create([]);
+    expect(listTree(await mountLayer(empty))).toEqual({});
+  });
+
+  test("no entry of a hostile tar is created outside, devices and foreign attributes are dropped", async () => {
+    const canary = join(directory, "canary");
+    await writeFile(canary, "safe");
+    const xattrs = new Map([
+      ["trusted.overlay.opaque", Buffer.from("y")],
+      ["user.overlay.redirect", Buffer.from("/etc")],
+      ["security.selinux", Buffer.from("x")],
+      ["user.kept", Buffer.from("1")],
+    ]);
+    const made = await importTar(
+      await collect(
+        writeTar([
+          entry("out", { type: "symlink", target: directory }),
+          entry("out/canary", { content: "overwritten" }),
+          entry("/absolute", { content: "inside" }),
+          entry("marked", { type: "directory", xattrs }),
+          entry("ids", { uid: 4_000_000_000, gid: 70_000, content: "n" }),
+        ]),
+      ),
+    );
+    const mount = await mountLayer(made);
+    expect(await readFile(canary, "utf8")).toBe("safe");
+    const shown = listTree(mount);
+    expect(await readFile(join(mount, directory, "canary"), "utf8")).toBe("overwritten");
+    expect(shown.absolute).toMatch(/^f /);
+    expect(shown.marked).toMatch(/ user\.kept=31$/);
+    expect(shown.marked).not.toMatch(/trusted|overlay|selinux/);
+    expect(shown.ids).toMatch(/ 65534:65534 /);
+    const devices = execFileSync("sh", [
+      "-c",
+      `cd ${directory} && mkdir dev && mknod dev/null c 1 3 && mknod dev/wh c 0 0 && tar -cf - dev`,
+    ]);
+    expect(Object.keys(listTree(await mountLayer(await importTar(devices))))).toEqual(["dev"]);
+  });
+});
+
+describe("storing", () => {
+  test("a cut, changed or different blob leaves nothing behind", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(300_000) })]);
+    const changed = Buffer.from(blob);
+    changed[200_000] = (changed[200_000] ?? 0) ^ 1;
+    const cases: [Uint8Array, Layer][] = [
+      [blob.subarray(0, 100_000), layer],
+      [Buffer.concat([blob, Buffer.from("x")]), layer],
+      [changed, layer],
+      [blob, { ...layer, diffId: sha256(Buffer.from("other")) }],
+    ];
+    for (const [content, expected] of cases) {
+      await expect(layers.import(bytes(content), expected)).rejects.toMatchObject({ code: "digest_mismatch" });
+    }
+    // Right digests of what is no layer.
+    const cut = blob.subarray(0, 100_000);
+    const damaged = { ...layer, digest: sha256(cut), sizeBytes: cut.length };
+    await expect(layers.import(bytes(cut), damaged)).rejects.toMatchObject({ code: "invalid_image" });
+    expect(await readdir(join(directory, "layers"))).toEqual([]);
+    expect(await readdir(join(directory, "blobs", "sha256"))).toEqual([]);
+    expect(await readdir(join(directory, "blobs", "tmp"))).toEqual([]);
+  });
+
+  test("an error of the source or of the entries is passed on, and leaves nothing behind", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(3_000_000) })]);
+    async function* broken(): AsyncGenerator<Uint8Array> {
+      yield blob.subarray(0, 1_000_000);
+      throw new Error("line cut");
+    }
+    await expect(layers.import(broken, layer)).rejects.toThrow("line cut");
+    async function* entries(): AsyncGenerator<LayerEntry> {
+      yield entry("f", { content: randomBytes(3_000_000) });
+      throw new Error("disk gone");
+    }
+    await expect(layers.create(entries())).rejects.toThrow("disk gone");
+    await writeFile(join(directory, "not-a-directory"), "");
+    const unwritable = new LayerStore(
+      join(directory, "layers"),
+      new FileBlobs(join(directory, "not-a-directory", "blobs")),
+    );
+    await expect(unwritable.import(bytes(blob), layer)).rejects.toThrow("ENOTDIR");
+    expect(await readdir(join(directory, "layers"))).toEqual([]);
+    expect(await readdir(join(directory, "blobs", "tmp"))).toEqual([]);
+  });
+
+  test("many imports of one layer at a time transfer it once", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(100_000) })]);
+    let opened = 0;
+    const open = (): AsyncIterable<Uint8Array> => {
+      opened++;
+      return Readable.from([blob]);
+    };
+    await Promise.all(Array.from({ length: 20 }, () => layers.import(open, layer)));
+    expect(opened).toBe(1);
+    expect(await layers.holds(layer)).toBe(true);
+  });
+
+  test("an image that was cut short is noticed and made again", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: "content" })]);
+    await layers.import(bytes(blob), layer);
+    await truncate(layers.path(layer.diffId), 4096);
+    expect(await layers.has(layer.diffId)).toBe(false);
+    await layers.ensure(layer);
+    expect(Object.keys(listTree(await mountLayer(layer)))).toEqual(["f"]);
+  });
+
+  test("lists and removes, also what was left unfinished", async () => {
+    const made = await layers.create([entry("f", { content: "1" })]);
+    await writeFile(join(directory, "layers", "left.tmp"), "");
+    await layers.removeUnfinished();
+    const list = async (): Promise<string[]> => gather(layers.list());
+    expect(await list()).toEqual([made.diffId]);
+    await layers.remove(made.diffId);
+    expect(await list()).toEqual([]);
+    expect(await readdir(join(directory, "layers"))).toEqual([]);
+  });
+});
+
+describe("overlays", () => {
+  test("changes made through an overlay come back as a layer that shows the same", async () => {
+    const base = await layers.create([
+      entry("keep", { content: "k" }),
+      entry("gone", { content: "g" }),
+      entry("old", { type: "directory" }),
+      entry("old/inside", { content: "i" }),
+      entry("replaced", { type: "directory" }),
+      entry("replaced/lower", { content: "l" }),
+      entry("changed", { content: "before" }),
+    ]);
+    const lower = await mountLayer(base);
+    const upper = await mountPoint();
+    const merged = await mountOverlay([lower], upper);
+    execFileSync("sh", [
+      "-ec",
+      `
+      cd "$1"; rm gone; rm -r old; rm -r replaced; mkdir replaced; echo new > replaced/upper
+      echo after > changed; ln changed linked; ln -s keep link; mkfifo pipe
+      chown 12:34 changed; touch -d @5.5 keep; mkdir -m 1777 tmp; printf x > "$(printf 'b\\377')"
+      cp /bin/busybox capable; setcap cap_net_bind_service+ep capable`,
+      "sh",
+      merged,
+    ]);
+    execFileSync("python3", [
+      "-c",
+      "import socket,sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])",
+      join(merged, "socket"),
+    ]);
+    const seen = listTree(merged);
+    delete seen.socket;
+    const change = await layers.create(readUpper(upper, 0));
+    const again = await layers.create(readUpper(upper, 0));
+    expect(again).toEqual(change);
+    const target = await mountOverlay([lower, await mountLayer(change)], await mountPoint());
+    expect(listTree(target)).toEqual(seen);
+  });
+
+  test("ids and file capabilities are shifted back out of the container's range", async () => {
+    const idBase = 1_048_576;
+    const upper = await mountPoint();
+    for (const [name, id] of [
+      ["root", idBase],
+      ["user", idBase + 1000],
+      ["foreign", 5],
+    ] as const) {
+      writeFileSync(join(upper, name), name);
+      chownSync(join(upper, name), id, id);
+    }
+    execFileSync("setcap", ["-n", String(idBase), "cap_net_raw+ep", join(upper, "root")]);
+    const shown = listTree(await mountLayer(await layers.create(readUpper(upper, idBase))));
+    expect(shown.root).toMatch(/ 0:0 .* security\.capability=0100000200200000/);
+    expect(shown.user).toMatch(/ 1000:1000 /);
+    expect(shown.foreign).toMatch(/ 65534:65534 /);
+  });
+
+  test("links out of the directory are kept as links and never followed", async () => {
+    const upper = await mountPoint();
+    symlinkSync("/etc", join(upper, "etc"));
+    symlinkSync("/proc/self/root", join(upper, "root"));
+    const entries = await gather(readUpper(upper, 0));
+    expect(entries.map(({ path, type, target }) => [path, type, target])).toEqual([
+      ["etc", "symlink", "/etc"],
+      ["root", "symlink", "/proc/self/root"],
+    ]);
+  });
+
+  test("a whiteout and an opaque directory hide what is below", async () => {
+    const lower = await layers.create([
+      entry("a/one", { content: "1" }),
+      entry("b", { content: "b" }),
+      entry("c", { content: "c" }),
+    ]);
+    const upper = await layers.create([
+      entry("a/.wh..wh..opq"),
+      entry("a/two", { content: "2" }),
+      entry(".wh.b"),
+      entry(".wh.c"),
+      entry("c", { content: "new" }),
+    ]);
+    const merged = await mountOverlay([await mountLayer(lower), await mountLayer(upper)], await mountPoint());
+    expect(Object.keys(listTree(merged)).sort()).toEqual(["a", "a/two", "c"]);
+    expect(await readFile(join(merged, "c"), "utf8")).toBe("new");
+  });
+});
+
+test("a tar that is read and written again is the same to GNU tar", async () => {
+  const source = join(directory, "source");
+  await mkdir(source);
+  makeTree(source);
+  const tar = execFileSync("tar", ["-C", source, "--format=gnu", "-cf", "-", "."], { maxBuffer: 1 << 28 });
+  const again = await collect(writeTar(readTar(Readable.from([tar]))));
+  const list = (input: Buffer): string =>
+    execFileSync("tar", ["--numeric-owner", "-tvf", "-"], { input, encoding: "latin1", maxBuffer: 1 << 28 });
+  expect(list(again)).toBe(list(tar));
+});
