@@ -1,6 +1,7 @@
 // Behind `npm start`, `npm test`, `npm run check` and `npm run down`: sets up what is missing, one line each, then goes
 // on under the pinned Node. It runs on any Node >= 20 with nothing installed, so it imports nothing but Node.
 import { spawn } from "node:child_process";
+import module from "node:module";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { dependenciesPresent, installDependencies, pinnedNode } from "./setup/dependencies.mjs";
@@ -49,6 +50,8 @@ async function become(/** @type {string} */ script, /** @type {string[]} */ args
   if (node === null) return end(`Berth runs on Linux on x64 or arm64; this is ${process.platform} on ${process.arch}.`);
   const path = join(root, script);
   if (node.version === process.version) {
+    // Compiled code is kept where only this user writes; `npm ci` throws it away with the rest.
+    module.enableCompileCache(join(root, "node_modules/.cache/berth"));
     process.argv = [node.path, path, ...args];
     await import(pathToFileURL(path).href);
     return;

@@ -10,7 +10,9 @@ if (text === "") {
 const report = JSON.parse(text);
 const passed = report.numPassedTests;
 // A file that can't be loaded fails without a test of its own.
-const broken = report.testResults.filter((each) => each.status === "failed" && each.assertionResults.length === 0).length;
+const broken = report.testResults.filter(
+  (each) => each.status === "failed" && each.assertionResults.length === 0,
+).length;
 const failed = report.numFailedTests + broken;
 const skipped = report.numPendingTests + report.numTodoTests;
 console.log(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ""}`);

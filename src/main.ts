@@ -88,7 +88,7 @@ main().then(
   (code) => process.exit(code),
   (error: unknown) => {
     process.stderr.write(
-      `${error instanceof ConfigError ? error.message : `Berth could not start: ${String(error)}`}\n`,
+      `${error instanceof ConfigError ? error.message : `Berth could not start: ${error instanceof Error ? error.message : String(error)}`}\n`,
     );
     process.exit(1);
   },

@@ -12,6 +12,8 @@ export interface Directories {
   lock: string;
   token: string;
   secretKey: string;
+  /** Node's compiled code, by role: saves 0.2 s of each role's start. Each is its reader's alone, since it is executed. */
+  cache: { api: string; worker: string };
 }
 
 export function directoriesOf(dataDir: string, runDir: string): Directories {
@@ -22,6 +24,7 @@ export function directoriesOf(dataDir: string, runDir: string): Directories {
     lock: join(dataDir, "lock"),
     token: join(dataDir, "token"),
     secretKey: join(dataDir, "secret-key"),
+    cache: { api: join(dataDir, "cache/api"), worker: join(dataDir, "cache/worker") },
   };
 }
 
@@ -59,9 +62,12 @@ export interface Owners {
  * are its user's alone, the blobs are the API's.
  */
 export function makeDirectories(dataDir: string, runDir: string, owners: Owners): void {
-  const { database, socket } = directoriesOf(dataDir, runDir);
+  const { database, socket, cache } = directoriesOf(dataDir, runDir);
   make(database, 0o700, owners.database);
   make(join(dataDir, "blobs"), 0o750, owners.api);
+  make(dirname(cache.api), 0o711, owners.supervisor);
+  make(cache.api, 0o700, owners.api);
+  make(cache.worker, 0o700, owners.supervisor);
   if (owners.supervisor.uid === 0) make(dirname(runDir), 0o711, owners.supervisor);
   make(runDir, 0o711, owners.supervisor);
   make(socket, 0o711, owners.database);

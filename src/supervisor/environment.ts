@@ -1,4 +1,5 @@
 import type { Config } from "../config.ts";
+import { directoriesOf } from "./directories.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -23,5 +24,6 @@ export function childEnvironment(
   env.BERTH_DATA_DIR = config.dataDir;
   env.BERTH_RUN_DIR = config.runDir;
   env.BERTH_SECRET_KEY = secretKey;
+  env.NODE_COMPILE_CACHE = directoriesOf(config.dataDir, config.runDir).cache[role];
   return env;
 }
