@@ -16,7 +16,7 @@ export function applyChmod(chmod: string, mode: number, isDirectory: boolean): n
   for (const part of chmod.split(",")) {
     const [, who = "", actions = ""] = clause.exec(part) ?? [];
     const mask =
-      who === "" || who.includes("a") ? 0o7777 : [...who].reduce((sum, letter) => sum | (masks[letter] ?? 0), 0);
+      who === "" || who.includes("a") ? 0o7777 : Array.from(who).reduce((sum, letter) => sum | (masks[letter] ?? 0), 0);
     for (const [, operator, letters = ""] of actions.matchAll(/([-+=])([rwxXst]*)/g)) {
       let value = 0;
       for (const letter of letters) {

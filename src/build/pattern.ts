@@ -14,7 +14,7 @@ class Pattern {
 
   constructor(text: string, reversed: boolean) {
     const elements: Element[] = [];
-    const chars = [...text];
+    const chars = Array.from(text);
     for (let i = 0; i < chars.length; i++) {
       const char = chars[i] ?? "";
       if (char === "*") elements.push("many");
@@ -65,7 +65,7 @@ class Pattern {
  * -1 when none does. @throws RangeError when it would take too long.
  */
 export function matchPrefix(pattern: string, text: string, how: { longest: boolean; fromEnd: boolean }): number {
-  const chars = how.fromEnd ? [...text].reverse() : [...text];
+  const chars = how.fromEnd ? Array.from(text).reverse() : Array.from(text);
   const count = new Pattern(pattern, how.fromEnd).match(chars, 0, how.longest);
   return count < 0 ? -1 : chars.slice(0, count).join("").length;
 }
@@ -81,7 +81,7 @@ export function replaceMatches(
   how: { all: boolean; maxLength: number },
 ): string {
   const compiled = new Pattern(pattern, false);
-  const chars = [...text];
+  const chars = Array.from(text);
   const parts: string[] = [];
   let length = 0;
   const push = (part: string): void => {

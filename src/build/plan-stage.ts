@@ -66,9 +66,9 @@ class StagePlanner {
     const { stage, base } = resolved;
     this.#name = stage.name ?? `stage-${stage.number}`;
     const begin = beginning(resolved, context);
-    // Triggers have been run by now; those who build on this image don't run them again.
-    const { OnBuild: _, ...config } = structuredClone(begin.config);
-    this.#config = config;
+    // The base's triggers run in this stage, and not again in those that build on it.
+    this.#config = structuredClone(begin.config);
+    delete this.#config.OnBuild;
     this.#author = begin.author;
     this.#scope = new Scope(context.dockerfile.escape, context.warnings, begin.variables, begin.args);
     const shown = base.kind === "image" ? (base.key.split(" ")[0] ?? "") : stage.from.base;

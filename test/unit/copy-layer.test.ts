@@ -27,7 +27,7 @@ async function tree(entries: LayerEntry[], pack: (tar: Buffer) => Uint8Array = (
   const tar = pack(await collect(writeTar(entries)));
   const context = await readContext(
     (async function* () {
-      yield tar;
+      yield await Promise.resolve(tar);
     })(),
     join(directory, crypto.randomUUID()),
   );

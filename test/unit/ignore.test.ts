@@ -34,9 +34,7 @@ test.each(cases)("%j: %s", (rules, path, left) => {
 test("globs take pattern × name, not more", () => {
   const started = performance.now();
   expect(matchName(`${"*a".repeat(100)}b`, "a".repeat(255))).toBe(false);
-  expect(
-    matchPath(Array.from({ length: 101 }, (_, i) => (i % 2 === 0 ? "**" : "a")).concat("b"), Array(256).fill("a")),
-  ).toBe(false);
+  expect(matchPath("**/a/".repeat(50).concat("b").split("/"), "a".repeat(256).split(""))).toBe(false);
   expect(performance.now() - started).toBeLessThan(500);
   expect(matchName("[a", "a")).toBe(false);
 });

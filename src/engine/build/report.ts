@@ -21,7 +21,7 @@ export class BuildReport {
   #lines: LogRow[] = [];
   #timer: NodeJS.Timeout | null = null;
   #writing: Promise<void> = Promise.resolve();
-  #failure: unknown = null;
+  #failure: Error | null = null;
   readonly #stepBytes = new Map<number, number>();
   readonly #started = new Map<number, number>();
 
@@ -117,7 +117,7 @@ export class BuildReport {
       await this.#save(lines, steps);
     } catch (error) {
       // Lines are numbered without gaps, so nothing may follow what is lost; the attempt fails at the next flush.
-      this.#failure = error;
+      this.#failure = error instanceof Error ? error : new Error(String(error));
     }
   }
 }

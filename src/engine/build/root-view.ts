@@ -59,7 +59,7 @@ export class RootView implements FileTree {
   }
 
   async *read(path: ByteString): AsyncGenerator<Uint8Array, void, undefined> {
-    const file = await open(this.#host(path) as unknown as string, constants.O_RDONLY | constants.O_NOFOLLOW);
+    const file = await open(this.#host(path), constants.O_RDONLY | constants.O_NOFOLLOW);
     try {
       for (;;) {
         const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize);

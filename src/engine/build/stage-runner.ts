@@ -24,7 +24,7 @@ export async function runStages(
   const shared: BuildState = { ...state, stages: layers, signal: AbortSignal.any([signal, abort.signal]) };
   const running = new Map<number, Promise<FinishedStage>>();
   for (const stage of plan.stages) {
-    const before = stage.dependsOn.map((number) => running.get(number));
+    const before = stage.dependsOn.flatMap((number) => running.get(number) ?? []);
     const done = (async () => {
       await Promise.all(before);
       const base = stage.base.kind === "stage" ? await running.get(stage.base.stage) : undefined;
