@@ -17,6 +17,7 @@ import { LayerStore } from "./image/layers.ts";
 import { Registry } from "./image/registry.ts";
 import { Sandboxes } from "./isolation/sandbox.ts";
 import { createLog, type Log } from "./log.ts";
+import { databaseReady, reportReady } from "./supervised.ts";
 
 /** How many builds and pulls one host does side by side. */
 const jobsAtOnce = 4;
@@ -121,8 +122,9 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
 async function main(): Promise<void> {
   const config = readConfig(process.env);
   const log = createLog("worker", config.logLevel);
+  await databaseReady();
   const worker = await startWorker(config, log);
-  process.send?.({ ready: true });
+  reportReady();
   const reason = await Promise.race([
     worker.lost,
     new Promise<null>((resolve) => {

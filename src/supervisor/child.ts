@@ -6,6 +6,8 @@ export interface ChildOptions {
   /** argv; the programs before the last replace themselves with the next, so that the pid stays the same. */
   argv: readonly string[];
   env: Readonly<Record<string, string>>;
+  /** Resolves when the child may begin; until then it loads its code. */
+  begin: Promise<void>;
   /** What a person should know: an unexpected end, a new start. */
   say: (line: string) => void;
 }
@@ -16,8 +18,9 @@ const stableMs = 60_000;
 const stopMs = 10_000;
 
 /**
- * Keeps one child running. The child sends `ready` over its IPC channel once it does its work, and ends cleanly on
- * SIGTERM. One that ends by itself is started again: after 100 ms, doubling to 10 s as long as that keeps happening.
+ * Keeps one child running (its side is supervised.ts). Over its IPC channel it is sent a message when it may begin, and
+ * sends one once it does its work; it ends cleanly on SIGTERM, or when the channel does. One that ends by itself is
+ * started again: after 100 ms, doubling to 10 s as long as that keeps happening.
  */
 export class Child {
   readonly #options: ChildOptions;
@@ -47,6 +50,9 @@ export class Child {
       detached: true,
     });
     this.#process = child;
+    void this.#options.begin.then(() => {
+      if (child.connected) child.send({ begin: true });
+    });
     const end = new Promise<string>((resolve) => {
       child.once("error", (error) => {
         resolve(error.message);

@@ -17,8 +17,8 @@ export interface Running {
 }
 
 /**
- * Starts what the settings' role asks for: the database, unless one is given, then API and worker side by side. All or
- * nothing: what has been started is stopped again when a part can't start.
+ * Starts what the settings' role asks for: the database, unless one is given, and API and worker, which load their code
+ * meanwhile. All or nothing: what has been started is stopped again when a part can't start.
  * @throws Error whose message says what could not start and why
  */
 export async function startBerth(
@@ -27,12 +27,13 @@ export async function startBerth(
   clone: string,
   say: (line: string) => void,
 ): Promise<Running> {
-  const begin = performance.now();
-  const elapsed = () => performance.now() - begin;
+  const started = performance.now();
+  const elapsed = () => performance.now() - started;
+  const { promise: begin, resolve: letBegin } = Promise.withResolvers<void>();
   const ground = await layGround(config, clone);
   const child = (role: "api" | "worker") => {
     const childEnv = childEnvironment(env, config, role, ground.secretKey);
-    return new Child({ name: role, argv: ground[role], env: childEnv, say });
+    return new Child({ name: role, argv: ground[role], env: childEnv, begin, say });
   };
   const api = config.role === "worker" ? null : child("api");
   const worker = config.role === "api" ? null : child("worker");
@@ -43,14 +44,18 @@ export async function startBerth(
     await database?.stop();
   };
   try {
+    const roles = Promise.all([
+      api === null ? null : api.start().then(elapsed),
+      worker === null ? null : worker.start().then(elapsed),
+    ]);
+    // When the database fails, that is what to tell; the children end with it.
+    roles.catch(() => undefined);
     if (config.databaseUrl === null) database = await Database.start(ground.database, say);
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
     const { migrations } = await prepareDatabase(address, api === null ? null : ground.token.text);
-    const [apiMs, workerMs] = await Promise.all([
-      api === null ? null : api.start().then(elapsed),
-      worker === null ? null : worker.start().then(elapsed),
-    ]);
+    letBegin();
+    const [apiMs, workerMs] = await roles;
     return {
       database: database === null ? null : { adopted: database.adopted, readyMs: databaseMs },
       migrations,

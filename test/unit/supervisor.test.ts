@@ -61,7 +61,13 @@ test("a lock has one holder, who is named to the others, and passes on when it e
     `const { takeLock } = await import(${JSON.stringify(lockModule)}); takeLock(${JSON.stringify(path)});
      process.once("SIGTERM", () => process.exit(0)); process.send("ready");`,
   );
-  const holder = new Child({ name: "holder", argv: [process.execPath, script], env: {}, say: () => undefined });
+  const holder = new Child({
+    name: "holder",
+    argv: [process.execPath, script],
+    env: {},
+    begin: Promise.resolve(),
+    say: () => undefined,
+  });
   await holder.start();
   expect(takeLock(path)).toEqual({ taken: false, holder: holder.pid });
   const passed = awaitLock(path);
@@ -79,7 +85,13 @@ describe("a child", () => {
   };
 
   test("that ends before it is ready is an error", async () => {
-    const child = new Child({ name: "api", argv: script("early", "process.exit(3)"), env: {}, say: () => undefined });
+    const child = new Child({
+      name: "api",
+      argv: script("early", "process.exit(3)"),
+      env: {},
+      begin: Promise.resolve(),
+      say: () => undefined,
+    });
     await expect(child.start()).rejects.toThrow("the api ended before it was ready (exit code 3)");
     await child.stop();
   });
@@ -95,7 +107,7 @@ describe("a child", () => {
       if (line.includes("ready again")) again();
     };
     const body = `process.once("SIGTERM", () => process.exit(0)); process.send("ready"); setInterval(() => {}, 1000);`;
-    const child = new Child({ name: "worker", argv: script("killed", body), env: {}, say });
+    const child = new Child({ name: "worker", argv: script("killed", body), env: {}, begin: Promise.resolve(), say });
     await child.start();
     const first = child.pid ?? 0;
     process.kill(first, "SIGKILL");
@@ -116,10 +128,16 @@ describe("a child", () => {
     const outer = script(
       "outer",
       `const { Child } = await import(${JSON.stringify(childModule)});
-       const child = new Child({ name: "inner", argv: ${JSON.stringify(inner)}, env: {}, say: () => {} });
+       const child = new Child({ name: "inner", argv: ${JSON.stringify(inner)}, env: {}, begin: Promise.resolve(), say: () => {} });
        await child.start(); appendFileSync(${JSON.stringify(`${out}.pid`)}, String(child.pid)); process.send("ready");`,
     );
-    const supervisor = new Child({ name: "outer", argv: outer, env: {}, say: () => undefined });
+    const supervisor = new Child({
+      name: "outer",
+      argv: outer,
+      env: {},
+      begin: Promise.resolve(),
+      say: () => undefined,
+    });
     await supervisor.start();
     const innerPid = Number(readFileSync(`${out}.pid`, "utf8"));
     const ended = awaitEnd(innerPid);
