@@ -1,8 +1,8 @@
 import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
 import type { JobStatus, ShownError } from "../core/job.ts";
 import type { Scope } from "./connect.ts";
-import { type Page, type Paged, behind } from "./page.ts";
-import { type Fragment, type Sql, type Tx, read, time, timeOrNull } from "./scope.ts";
+import { behind, type Page, type Paged } from "./page.ts";
+import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
 
 export interface BuildRow {
   id: string;

@@ -1,7 +1,7 @@
 import type { ContainerSpec, ContainerStatus, RestartPolicy, Wanted } from "../core/container.ts";
 import type { Scope } from "./connect.ts";
-import { type Page, type Paged, behind } from "./page.ts";
-import { type Fragment, type Sql, type Tx, read, time, timeOrNull } from "./scope.ts";
+import { behind, type Page, type Paged } from "./page.ts";
+import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
 
 /** A published port as it is shown with its container. */
 export interface ContainerPort {

@@ -1,6 +1,6 @@
 import type { Scope } from "./connect.ts";
 import { topics } from "./notify.ts";
-import { type Fragment, type Sql, type Tx, read, time } from "./scope.ts";
+import { type Fragment, read, type Sql, type Tx, time } from "./scope.ts";
 
 /** Where a reader is in a project's events: behind the row (xid, id). Text form `<xid>-<id>`. */
 export interface EventPosition {
@@ -35,7 +35,8 @@ export interface EventFilter {
 
 /**
  * The events behind `after`, in (xid, id) order. Only those below every transaction that is still open: one of these
- * could yet commit an event that belongs before them. `pending` says that newer events wait for such a transaction.
+ * could yet commit an event that belongs before them. `upTo` is where to go on, also when the filter let nothing pass;
+ * `pending` says that newer events wait for an open transaction.
  */
 export async function eventsAfter(
   sql: Sql,
@@ -43,9 +44,10 @@ export async function eventsAfter(
   after: EventPosition,
   filter: EventFilter,
   limit: number,
-): Promise<{ events: EventRow[]; pending: boolean }> {
+): Promise<{ events: EventRow[]; upTo: EventPosition; pending: boolean }> {
   const rows = await read<{
-    xid: string;
+    horizon: string;
+    xid: string | null;
     id: string;
     type: string;
     subject_id: string;
@@ -55,21 +57,30 @@ export async function eventsAfter(
   }>(
     sql,
     scope,
-    sql`select xid::text, id::text, type, subject_id, data, at, xid < pg_snapshot_xmin(pg_current_snapshot()) as settled
-      from events where project_id = ${scope.projectId} and (events.xid, events.id) > (${after.xid}::xid8, ${after.id}::bigint)
-      ${wanted(sql, filter)} order by events.xid, events.id limit ${limit}`,
+    sql`select h.horizon::text, e.xid::text, e.id::text, e.type, e.subject_id, e.data, e.at, e.xid < h.horizon as settled
+      from (select pg_snapshot_xmin(pg_current_snapshot()) as horizon) h left join lateral (
+        select * from events where project_id = ${scope.projectId}
+          and (events.xid, events.id) > (${after.xid}::xid8, ${after.id}::bigint) ${wanted(sql, filter)}
+        order by events.xid, events.id limit ${limit}) e on true order by e.xid, e.id`,
   );
-  const settled = rows.filter((row) => row.settled);
-  return {
-    events: settled.map((row) => ({
-      position: { xid: row.xid, id: row.id },
-      type: row.type,
-      subjectId: row.subject_id,
-      data: row.data,
-      at: time(row.at),
-    })),
-    pending: settled.length < rows.length,
-  };
+  const events = rows.flatMap((row): EventRow[] =>
+    row.xid === null || !row.settled
+      ? []
+      : [
+          {
+            position: { xid: row.xid, id: row.id },
+            type: row.type,
+            subjectId: row.subject_id,
+            data: row.data,
+            at: time(row.at),
+          },
+        ],
+  );
+  const full = rows.length === limit && rows[0]?.xid !== null;
+  const last = events.at(-1)?.position ?? after;
+  const horizon = { xid: rows[0]?.horizon ?? after.xid, id: "0" };
+  const pending = rows.some((row) => row.xid !== null && !row.settled);
+  return { events, upTo: full || BigInt(horizon.xid) <= BigInt(last.xid) ? last : horizon, pending };
 }
 
 function wanted(sql: Sql, filter: EventFilter): Fragment {

@@ -1,9 +1,9 @@
 import type { ImageConfig, Layer } from "../core/image.ts";
 import type { KnownImage } from "../core/image-choice.ts";
-import { type ImageReference, hubReference, repositoryName } from "../core/reference.ts";
+import { hubReference, type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Scope } from "./connect.ts";
-import { type Page, type Paged, behind } from "./page.ts";
-import { type Fragment, type Sql, type Tx, read, time } from "./scope.ts";
+import { behind, type Page, type Paged } from "./page.ts";
+import { type Fragment, read, type Sql, type Tx, time } from "./scope.ts";
 
 export interface ImageRow {
   digest: string;

@@ -1,8 +1,8 @@
 import { BerthError } from "../core/errors.ts";
 import type { Protocol } from "../core/port.ts";
 import type { Scope } from "./connect.ts";
-import { type Page, type Paged, behind } from "./page.ts";
-import { type Fragment, type Sql, type Tx, read, time, violation } from "./scope.ts";
+import { behind, type Page, type Paged } from "./page.ts";
+import { type Fragment, read, type Sql, type Tx, time, violation } from "./scope.ts";
 
 /** A published port with what its endpoint needs. hostAddress `0.0.0.0`: all of the host's. */
 export interface PortRow {
@@ -119,7 +119,9 @@ export async function portError(sql: Sql, scope: Scope, hostId: string, error: u
         and p.protocol = ${protocol} limit 1`,
   );
   const by = holders[0] === undefined ? "" : ` by the container ${holders[0].name}`;
-  return new BerthError("port_taken", `Host port ${port}/${protocol} is taken${by}.`, { facts: { hostPort, protocol } });
+  return new BerthError("port_taken", `Host port ${port}/${protocol} is taken${by}.`, {
+    facts: { hostPort, protocol },
+  });
 }
 
 /** Whether an insert failed because of the port, and not for another reason. */

@@ -1,7 +1,7 @@
 import type { Amounts } from "../core/quota.ts";
 import type { Scope } from "./connect.ts";
-import { type Page, type Paged, behind } from "./page.ts";
-import { type Sql, type Tx, read, time } from "./scope.ts";
+import { behind, type Page, type Paged } from "./page.ts";
+import { read, type Sql, type Tx, time } from "./scope.ts";
 
 /** What a project may have: its containers together, its ports, and builds that run at the same time. */
 export interface Quota extends Amounts {

@@ -39,7 +39,12 @@ const stop = action(
   "Stop a container",
   "Sends its stop signal, and SIGKILL after `stopTimeoutSeconds`. One that does not run stays as it is.",
 );
-const restart = action("restart", "restartContainer", "Stop a container and start it again", "Starts one that does not run.");
+const restart = action(
+  "restart",
+  "restartContainer",
+  "Stop a container and start it again",
+  "Starts one that does not run.",
+);
 
 const kill = operation({
   method: "post",
@@ -51,7 +56,9 @@ const kill = operation({
     params: containerParam,
     headers,
     body: {
-      content: { "application/json": { schema: z.strictObject({ signal: Signal.default("SIGKILL") }).openapi("Kill") } },
+      content: {
+        "application/json": { schema: z.strictObject({ signal: Signal.default("SIGKILL") }).openapi("Kill") },
+      },
     },
   },
   responses,
@@ -115,40 +122,67 @@ async function change(
 
 export function addContainerActions(app: App, services: Services): void {
   app.openapi(start, async (c) => {
-    const row = await change(services, c, c.req.valid("param").id, "container.start_requested", async (tx, container) => {
-      if (runs(container)) return "unchanged";
-      await want(tx, container.id, "running", true);
-      return "changed";
-    });
+    const row = await change(
+      services,
+      c,
+      c.req.valid("param").id,
+      "container.start_requested",
+      async (tx, container) => {
+        if (runs(container)) return "unchanged";
+        await want(tx, container.id, "running", true);
+        return "changed";
+      },
+    );
     return c.json(shown(c, row), row.settled ? 200 : 202);
   });
 
   app.openapi(stop, async (c) => {
-    const row = await change(services, c, c.req.valid("param").id, "container.stop_requested", async (tx, container) => {
-      if (container.wanted !== "running") return "unchanged";
-      await want(tx, container.id, "stopped", false);
-      return "changed";
-    });
+    const row = await change(
+      services,
+      c,
+      c.req.valid("param").id,
+      "container.stop_requested",
+      async (tx, container) => {
+        if (container.wanted !== "running") return "unchanged";
+        await want(tx, container.id, "stopped", false);
+        return "changed";
+      },
+    );
     return c.json(shown(c, row), row.settled ? 200 : 202);
   });
 
   app.openapi(restart, async (c) => {
-    const row = await change(services, c, c.req.valid("param").id, "container.restart_requested", async (tx, container) => {
-      await want(tx, container.id, "running", true);
-      return "changed";
-    });
+    const row = await change(
+      services,
+      c,
+      c.req.valid("param").id,
+      "container.restart_requested",
+      async (tx, container) => {
+        await want(tx, container.id, "running", true);
+        return "changed";
+      },
+    );
     return c.json(shown(c, row), row.settled ? 200 : 202);
   });
 
   app.openapi(kill, async (c) => {
     const signal = signalNumber(c.req.valid("json").signal) ?? 9;
-    const row = await change(services, c, c.req.valid("param").id, "container.kill_requested", async (tx, container) => {
-      if (container.status !== "running" && container.status !== "paused") {
-        throw new BerthError("invalid_state", `The container is ${container.status}, so there is no process to signal.`);
-      }
-      await queueSignal(tx, container.id, signal);
-      return "changed";
-    });
+    const row = await change(
+      services,
+      c,
+      c.req.valid("param").id,
+      "container.kill_requested",
+      async (tx, container) => {
+        if (container.status !== "running" && container.status !== "paused") {
+          throw new BerthError(
+            "invalid_state",
+            `The container is ${container.status}, so there is no process to signal.`,
+          );
+        }
+        await queueSignal(tx, container.id, signal);
+        return "changed";
+      },
+    );
     return c.json(shown(c, row), row.settled ? 200 : 202);
   });
 
@@ -156,7 +190,8 @@ export function addContainerActions(app: App, services: Services): void {
     const { condition, timeoutSeconds = 60 } = c.req.valid("query");
     let last = await requireContainer(services, c, c.req.valid("param").id);
     const met = {
-      ended: (row: typeof last | null) => row === null || (row.settled && row.status !== "running" && row.status !== "paused"),
+      ended: (row: typeof last | null) =>
+        row === null || (row.settled && row.status !== "running" && row.status !== "paused"),
       running: (row: typeof last | null) => row === null || (row.settled && row.status !== "created"),
       removed: (row: typeof last | null) => row === null,
     }[condition];

@@ -20,6 +20,7 @@ import type { ContainerCreate } from "./container-schema.ts";
 import { containerView } from "./container-view.ts";
 import type { Request, Services } from "./context.ts";
 import { once } from "./idempotency.ts";
+import { publishRequest } from "./port-schema.ts";
 import { invalidRequest } from "./problem.ts";
 
 type Asked = z.infer<typeof ContainerCreate>;
@@ -40,12 +41,13 @@ class HostRefused extends Error {
  */
 export async function createContainer(services: Services, c: Request, asked: Asked) {
   const reference = requestedImage(asked.image, c.var.project.name);
-  checkPorts(asked.ports);
+  const ports = asked.ports.map(publishRequest);
+  checkPorts(ports);
   const passed = new Set<string>();
   let refusal: unknown;
   for (;;) {
     try {
-      return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, reference, passed));
+      return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, ports, reference, passed));
     } catch (error) {
       if (error instanceof HostRefused) {
         passed.add(error.hostId);
@@ -62,7 +64,14 @@ export async function createContainer(services: Services, c: Request, asked: Ask
   }
 }
 
-async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageReference, passed: ReadonlySet<string>) {
+async function attempt(
+  tx: Tx,
+  scope: Scope,
+  asked: Asked,
+  given: readonly PublishRequest[],
+  reference: ImageReference,
+  passed: ReadonlySet<string>,
+) {
   const { projectId } = scope;
   // Sent together: the lock is first, so that what follows sees all that other holders of it have committed.
   const [, quota, usage, known, hosts] = await Promise.all([
@@ -74,7 +83,7 @@ async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageRefer
   ]);
   if (quota === null) throw new BerthError("not_found", "There is no such project.");
   const image = chooseImage(reference, known, asked.pull);
-  const ports = asked.publishAll ? [...asked.ports, ...(await exposedPorts(tx, scope, image, asked.ports))] : asked.ports;
+  const ports = asked.publishAll ? [...given, ...(await exposedPorts(tx, scope, image, given))] : given;
   checkQuota(quota, usage, { containers: 1, ...asked.resources, ports: ports.length });
   const host = place(candidates(hosts, passed, ports), asked.resources);
 
@@ -89,14 +98,18 @@ async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageRefer
         projectId,
         hostId: host.id,
         name,
-        spec: specOf(asked, name),
+        spec: specOf(asked, given, name),
         labels: asked.labels,
         imageReference: image.reference,
         imageDigest: image.digest,
         ...asked.resources,
         start: asked.start,
       }),
-      Promise.all(published.map((port) => insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })))),
+      Promise.all(
+        published.map((port) =>
+          insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })),
+        ),
+      ),
       appendEvent(tx, {
         projectId,
         type: "container.created",
@@ -107,7 +120,8 @@ async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageRefer
       listHosts(tx, host.id),
       findContainer(tx, scope, id),
     ]);
-    if (after.some(isOverfull)) throw new HostRefused(host.id, new BerthError("no_capacity", `Host ${host.name} is full.`));
+    if (after.some(isOverfull))
+      throw new HostRefused(host.id, new BerthError("no_capacity", `Host ${host.name} is full.`));
     if (row === null) throw new Error("the container that was inserted can't be read");
     return containerView(row, true);
   } catch (error) {
@@ -116,13 +130,19 @@ async function attempt(tx: Tx, scope: Scope, asked: Asked, reference: ImageRefer
 }
 
 /** The hosts that may be chosen: not passed by already, and none that reserves a port that is asked. */
-function candidates(hosts: readonly HostRow[], passed: ReadonlySet<string>, ports: readonly PublishRequest[]): HostRow[] {
+function candidates(
+  hosts: readonly HostRow[],
+  passed: ReadonlySet<string>,
+  ports: readonly PublishRequest[],
+): HostRow[] {
   const left = hosts.filter((host) => !passed.has(host.id));
   const asked = ports.flatMap((port) => (port.hostPort === undefined ? [] : [port.hostPort]));
   const open = left.filter((host) => !asked.some((port) => host.reservedPorts.includes(port)));
   if (open.length === 0 && left.length > 0) {
     const port = asked.find((wanted) => left.some((host) => host.reservedPorts.includes(wanted))) ?? 0;
-    throw new BerthError("port_taken", `Host port ${String(port)} is reserved by the operator.`, { facts: { hostPort: port } });
+    throw new BerthError("port_taken", `Host port ${String(port)} is reserved by the operator.`, {
+      facts: { hostPort: port },
+    });
   }
   return open;
 }
@@ -139,7 +159,8 @@ function checkPorts(ports: readonly PublishRequest[]): void {
   ports.forEach((port, index) => {
     if (port.hostPort === undefined) return;
     const key = `${port.protocol} ${String(port.hostPort)} ${port.hostAddress ?? ""}`;
-    if (seen.has(key)) throw invalidRequest([{ pointer: `/ports/${String(index)}/hostPort`, detail: "Is there twice." }]);
+    if (seen.has(key))
+      throw invalidRequest([{ pointer: `/ports/${String(index)}/hostPort`, detail: "Is there twice." }]);
     seen.add(key);
   });
 }
@@ -153,14 +174,19 @@ async function exposedPorts(
 ): Promise<PublishRequest[]> {
   const known = image.digest === null ? null : await findImage(tx, scope, image.digest);
   if (known === null) {
-    throw new BerthError("invalid_state", `publishAll needs an image that the project has; pull ${image.reference} first.`);
+    throw new BerthError(
+      "invalid_state",
+      `publishAll needs an image that the project has; pull ${image.reference} first.`,
+    );
   }
   return Object.keys(known.config.config?.ExposedPorts ?? {}).flatMap((text): PublishRequest[] => {
     const match = /^(\d{1,5})(?:\/(tcp|udp))?$/.exec(text);
     const containerPort = Number(match?.[1]);
     const protocol = match?.[2] === "udp" ? "udp" : "tcp";
     const already = given.some((port) => port.containerPort === containerPort && port.protocol === protocol);
-    return match === null || already || containerPort < 1 || containerPort > 65_535 ? [] : [{ containerPort, protocol }];
+    return match === null || already || containerPort < 1 || containerPort > 65_535
+      ? []
+      : [{ containerPort, protocol }];
   });
 }
 
@@ -168,7 +194,8 @@ async function exposedPorts(
 export function newPort(
   id: string,
   port: PublishRequest,
-  of: { projectId: string; containerId: string; hostId: string }) {
+  of: { projectId: string; containerId: string; hostId: string },
+) {
   const everywhere = port.hostAddress === undefined || port.hostAddress === "0.0.0.0";
   return {
     id,
@@ -186,12 +213,12 @@ function inventName(reference: ImageReference): string {
   return `${base}-${newId("container").slice(-6)}`;
 }
 
-function specOf(asked: Asked, name: string): ContainerSpec {
-  const { name: _name, labels: _labels, resources: _resources, start: _start, hostname, ...spec } = asked;
-  return withoutUndefined({ ...spec, hostname: hostname ?? name });
+function specOf(asked: Asked, ports: readonly PublishRequest[], name: string): ContainerSpec {
+  const { name: _name, labels: _labels, resources: _resources, start: _start, hostname = name, ...spec } = asked;
+  return present({ ...spec, hostname, ports: [...ports] });
 }
 
 /** The same without the fields that are undefined: absent and undefined are different to exact optional types. */
-function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+function present<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as never;
 }

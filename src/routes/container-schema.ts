@@ -16,7 +16,10 @@ const argument = z.string().max(32_768);
 const commandLine = z.array(argument).min(1).max(1_000);
 
 export const Labels = z
-  .record(z.string().regex(/^[\w./-]{1,255}$/, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`"), z.string().max(1_024))
+  .record(
+    z.string().regex(/^[\w./-]{1,255}$/, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`"),
+    z.string().max(1_024),
+  )
   .refine((labels) => Object.keys(labels).length <= 100, "At most 100 labels")
   .openapi({ example: { tier: "web" } });
 
@@ -28,7 +31,10 @@ export const Environment = z
 export const Name = z.string().regex(namePattern, `Must be ${nameRule}`).openapi({ example: "web-1" });
 
 /** A user, or user and group, by name or number, as in an image's `USER`. */
-export const User = z.string().regex(/^[\w.-]{1,64}(?::[\w.-]{1,64})?$/, "Must be USER or USER:GROUP").openapi({ example: "1000:1000" });
+export const User = z
+  .string()
+  .regex(/^[\w.-]{1,64}(?::[\w.-]{1,64})?$/, "Must be USER or USER:GROUP")
+  .openapi({ example: "1000:1000" });
 
 export const AbsolutePath = z
   .string()
@@ -65,7 +71,12 @@ export const Resources = z
 export const RestartPolicy = z
   .strictObject({
     name: z.enum(["no", "on-failure", "always", "unless-stopped"]),
-    maxAttempts: z.int().min(0).max(1_000_000).default(0).openapi({ description: "Only of `on-failure`; 0: no limit." }),
+    maxAttempts: z
+      .int()
+      .min(0)
+      .max(1_000_000)
+      .default(0)
+      .openapi({ description: "Only of `on-failure`; 0: no limit." }),
   })
   .refine((policy) => policy.maxAttempts === 0 || policy.name === "on-failure", {
     path: ["maxAttempts"],
@@ -88,20 +99,32 @@ export const ContainerCreate = z
     }),
     name: Name.optional().openapi({ description: "Unique in the project; made up when not given." }),
     command: commandLine.optional().openapi({ description: "In place of the image's CMD.", example: ["sleep", "60"] }),
-    entrypoint: z.array(argument).max(1_000).optional().openapi({ description: "In place of the image's; `[]`: none." }),
+    entrypoint: z
+      .array(argument)
+      .max(1_000)
+      .optional()
+      .openapi({ description: "In place of the image's; `[]`: none." }),
     env: Environment.default({}),
     workingDirectory: AbsolutePath.optional(),
     user: User.optional(),
     hostname: Name.optional().openapi({ description: "By default the container's name." }),
     tty: z.boolean().default(false),
     openStdin: z.boolean().default(false),
-    ports: z.array(PortCreate.omit({ containerId: true })).max(100).default([]),
+    ports: z
+      .array(PortCreate.omit({ containerId: true }))
+      .max(100)
+      .default([]),
     publishAll: z.boolean().default(false).openapi({ description: "Publish each port that the image exposes." }),
     resources: Resources.prefault({}),
     restartPolicy: RestartPolicy.prefault({ name: "no" }),
     labels: Labels.default({}),
     stopSignal: Signal.optional(),
-    stopTimeoutSeconds: z.int().min(0).max(3_600).default(10).openapi({ description: "From the stop signal to SIGKILL." }),
+    stopTimeoutSeconds: z
+      .int()
+      .min(0)
+      .max(3_600)
+      .default(10)
+      .openapi({ description: "From the stop signal to SIGKILL." }),
     autoRemove: z.boolean().default(false).openapi({ description: "Remove it when it has ended." }),
     readOnlyRootfs: z.boolean().default(false),
     capabilities: z
@@ -110,7 +133,7 @@ export const ContainerCreate = z
         drop: z.array(capability(droppable)).max(20).default([]),
       })
       .prefault({})
-      .openapi({ description: "Beside those that every container has; `drop: [\"ALL\"]` leaves only what is added." }),
+      .openapi({ description: 'Beside those that every container has; `drop: ["ALL"]` leaves only what is added.' }),
     pull: z.enum(["missing", "always", "never"]).default("missing"),
     start: z.boolean().default(true),
   })

@@ -4,7 +4,15 @@ import { readAll } from "./agents.ts";
 import { AbsolutePath, Environment, User } from "./container-schema.ts";
 import { containerParam, requireContainer } from "./containers.ts";
 import type { App, Services } from "./context.ts";
-import { eventStream, heartbeat, heartbeatMs, heldStream, plainText, serverSentEvent, wantsEvents } from "./held-stream.ts";
+import {
+  eventStream,
+  heartbeat,
+  heartbeatMs,
+  heldStream,
+  plainText,
+  serverSentEvent,
+  wantsEvents,
+} from "./held-stream.ts";
 import { body, json, operation } from "./operation.ts";
 import { count, flag } from "./parameters.ts";
 
@@ -27,7 +35,7 @@ const logs = operation({
         .max(100)
         .regex(/^[\d:.TZ+-]{10,60}_\d{1,9}$/, "Is not an id of this stream")
         .optional()
-        .openapi({ param: { name: "Last-Event-ID", in: "header" }, description: "Go on behind this event." }),
+        .openapi({ description: "Go on behind this event." }),
     }),
     query: z.strictObject({
       follow: flag(false).openapi({ description: "Go on until the container has ended." }),

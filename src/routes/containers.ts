@@ -123,7 +123,8 @@ export function addContainers(app: App, services: Services): void {
     const made = await createContainer(services, c, c.req.valid("json"));
     c.header("Location", `/v1/containers/${made.id}`);
     const read = () => findContainer(sql, c.var.scope, made.id);
-    const row = c.req.header("prefer") === undefined ? null : await settle(services, c, made.id, read, (r) => r?.settled ?? true);
+    const row =
+      c.req.header("prefer") === undefined ? null : await settle(services, c, made.id, read, (r) => r?.settled ?? true);
     return row === null ? c.json(made, 202) : c.json(shown(c, row), row.settled ? 201 : 202);
   });
 
@@ -153,7 +154,12 @@ export function addContainers(app: App, services: Services): void {
       if (found === null) throw notFound("container");
       if (found.wanted === "removed") throw new BerthError("invalid_state", "The container is being removed.");
       await updateContainer(tx, found.id, change);
-      await appendEvent(tx, { projectId: scope.projectId, type: "container.updated", subjectId: found.id, data: change });
+      await appendEvent(tx, {
+        projectId: scope.projectId,
+        type: "container.updated",
+        subjectId: found.id,
+        data: change,
+      });
       return findContainer(tx, scope, found.id);
     }).catch((error: unknown) => {
       if (violation(error)?.name !== "containers_project_id_name_key") throw error;

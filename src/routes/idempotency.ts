@@ -1,40 +1,33 @@
 import { createHash } from "node:crypto";
 import { z } from "@hono/zod-openapi";
 import { open, seal } from "../core/keys.ts";
+import type { Scope } from "../db/connect.ts";
 import { keepAnswer, takeKey } from "../db/idempotency.ts";
-import { transact, type Tx } from "../db/scope.ts";
+import { type Tx, transact } from "../db/scope.ts";
 import type { Request, Services } from "./context.ts";
 import { invalidRequest } from "./problem.ts";
 
 /** The header `Idempotency-Key` of every POST. */
 export const idempotencyHeader = z.object({
-  "idempotency-key": z
-    .string()
-    .max(255)
-    .optional()
-    .openapi({
-      param: { name: "Idempotency-Key", in: "header" },
-      description: "The same key with the same request gets the same answer, and nothing is done twice.",
-      example: "deploy-2025-11-24-1",
-    }),
+  "idempotency-key": z.string().max(255).optional().openapi({
+    description: "The same key with the same request gets the same answer, and nothing is done twice.",
+    example: "deploy-2025-11-24-1",
+  }),
 });
-
-/** What a request did, as JSON: what a repetition with the same key is answered. */
-type Effect = Record<string, unknown>;
 
 /**
  * Does the effect of a POST in one transaction, once per Idempotency-Key: the key, the effect and the answer are
- * committed together or not at all. `request` is what must be equal for it to be the same request; by default its body.
+ * committed together or not at all. The effect's value is the answer, as JSON. `request` is what must be equal for it to be the same request; by default its body.
  * `secret`: the answer holds a secret and is kept encrypted.
  */
-export async function once<T extends Effect>(
+export async function once<T extends object>(
   services: Services,
   c: Request,
   effect: (tx: Tx) => Promise<T>,
-  more: { request?: string; secret?: boolean; projectId?: string } = {},
+  more: { request?: string; secret?: boolean; scope?: Scope } = {},
 ): Promise<T> {
-  const { scope } = c.var;
-  const projectId = more.projectId ?? scope.projectId;
+  const scope = more.scope ?? c.var.scope;
+  const { projectId } = scope;
   const key = c.req.header("idempotency-key");
   if (key === undefined) return transact(services.sql, scope, effect);
   if (!/^[\x21-\x7e]{1,255}$/.test(key)) {

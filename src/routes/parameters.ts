@@ -1,6 +1,6 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
-import { type Noun, idPrefixes, isId } from "../core/ids.ts";
+import { idPrefixes, isId, type Noun } from "../core/ids.ts";
 import { namePattern } from "../core/names.ts";
 import type { Page, Paged } from "../db/page.ts";
 import { invalidRequest } from "./problem.ts";

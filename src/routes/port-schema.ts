@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { isId } from "../core/ids.ts";
 import { namePattern } from "../core/names.ts";
-import type { Protocol } from "../core/port.ts";
+import type { Protocol, PublishRequest } from "../core/port.ts";
 
 const portNumber = z.int().min(1).max(65_535);
 
@@ -16,9 +16,22 @@ export const PortCreate = z
       .optional()
       .openapi({ description: "By default the next free one of the host's range.", example: 8000 }),
     protocol: z.enum(["tcp", "udp"]).default("tcp"),
-    hostAddress: z.ipv4().optional().openapi({ description: "By default all of the host's addresses.", example: "127.0.0.1" }),
+    hostAddress: z
+      .ipv4()
+      .optional()
+      .openapi({ description: "By default all of the host's addresses.", example: "127.0.0.1" }),
   })
   .openapi("PortCreate");
+
+/** A request as it is planned with: what was not given is absent. */
+export function publishRequest(asked: Omit<z.infer<typeof PortCreate>, "containerId">): PublishRequest {
+  return {
+    containerPort: asked.containerPort,
+    protocol: asked.protocol,
+    ...(asked.hostPort === undefined ? {} : { hostPort: asked.hostPort }),
+    ...(asked.hostAddress === undefined ? {} : { hostAddress: asked.hostAddress }),
+  };
+}
 
 export const Port = z
   .object({

@@ -14,7 +14,7 @@ import type { App, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { body, json, operation } from "./operation.ts";
 import { count, idParam, listOf, listSchema, notFound, pageOf, pageQuery } from "./parameters.ts";
-import { Port, PortCreate, portView } from "./port-schema.ts";
+import { Port, PortCreate, portView, publishRequest } from "./port-schema.ts";
 import { preferHeader, settle } from "./waiting.ts";
 
 const tag = "Ports";
@@ -28,8 +28,19 @@ const create = operation({
   summary: "Publish a port of a container",
   description: "Also of one that runs; takes effect within milliseconds and survives restarts.",
   request: { headers: preferHeader.extend(idempotencyHeader.shape), body: body(PortCreate) },
-  responses: { 201: json(Port, "It is active, or will be when the container runs"), 202: json(Port, "It is on its way") },
-  errors: ["not_found", "invalid_state", "port_taken", "ports_exhausted", "quota_exceeded", "host_port_in_use", "idempotency_key_reused"],
+  responses: {
+    201: json(Port, "It is active, or will be when the container runs"),
+    202: json(Port, "It is on its way"),
+  },
+  errors: [
+    "not_found",
+    "invalid_state",
+    "port_taken",
+    "ports_exhausted",
+    "quota_exceeded",
+    "host_port_in_use",
+    "idempotency_key_reused",
+  ],
 });
 
 const list = operation({
@@ -100,7 +111,11 @@ export function addPorts(app: App, services: Services): void {
           facts: { hostPort: port.hostPort },
         });
       }
-      const row = newPort(newId("port"), port, { projectId: scope.projectId, containerId: container.id, hostId });
+      const row = newPort(newId("port"), publishRequest(port), {
+        projectId: scope.projectId,
+        containerId: container.id,
+        hostId,
+      });
       const [, , , , , inserted] = await Promise.all([
         lock(tx, `host:${hostId}`),
         insertPort(tx, row),
@@ -165,7 +180,13 @@ export function addPorts(app: App, services: Services): void {
         wake(tx, topics.host(removed.hostId)),
       ]);
     });
-    const row = await settle(services, c, id, () => findPort(sql, scope, id), (state) => state === null);
+    const row = await settle(
+      services,
+      c,
+      id,
+      () => findPort(sql, scope, id),
+      (state) => state === null,
+    );
     return row === null ? c.body(null, 204) : c.json(portView(row), 202);
   });
 }

@@ -14,7 +14,6 @@ export const preferHeader = z.object({
     .max(200)
     .optional()
     .openapi({
-      param: { name: "Prefer", in: "header" },
       description: `\`wait=SECONDS\` holds the answer until the resource has settled, at most ${String(maxWait)} seconds.`,
       example: "wait=30",
     }),
