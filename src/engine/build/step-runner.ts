@@ -1,7 +1,5 @@
-import { createHash } from "node:crypto";
 import { chainKey, stepKey } from "../../build/keys.ts";
 import { isKernelPath } from "../../build/paths.ts";
-import { select } from "../../build/select.ts";
 import type { CopyStep, RunStep, WorkdirStep } from "../../build/step.ts";
 import { resolveIn } from "../../build/tree.ts";
 import { BerthError } from "../../core/errors.ts";
@@ -9,6 +7,7 @@ import type { Image, Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
 import { resolveOwner } from "./accounts.ts";
 import type { ContextTree } from "./context-tree.ts";
+import { copiedContent } from "./copied-content.ts";
 import { copyLayer } from "./copy-layer.ts";
 import { Destination } from "./destination.ts";
 import type { FileTree } from "./file-entry.ts";
@@ -41,37 +40,42 @@ export async function layerOf(
   step: LayerStep,
   below: readonly Layer[],
 ): Promise<{ layer: Layer | null; cached: boolean }> {
-  const { cache, blobs } = state.means;
-  const key = stepKey(chainKey(below), step, await contentOf(state, step));
-  if (!state.noCache) {
-    const known = await cache.find(key);
-    // A result whose blob has been collected is as good as none.
-    if (known !== null && (known.layer === null || (await blobs.size(known.layer.digest)) !== null)) {
-      return { layer: known.layer, cached: true };
+  const { cache } = state.means;
+  const keys: string[] = [];
+  for (const content of contentsOf(state, step)) {
+    const key = stepKey(chainKey(below), step, await content());
+    const known = state.noCache ? null : await usable(state, key);
+    if (known !== null) {
+      for (const other of keys) await cache.keep(other, known);
+      return { ...known, cached: true };
     }
+    keys.push(key);
   }
   const layer = await perform(state, step, below);
-  await cache.keep(key, { layer });
+  for (const key of keys) await cache.keep(key, { layer });
   return { layer, cached: false };
 }
 
-/** A digest of what the step reads besides the root that it starts from. */
-async function contentOf(state: BuildState, step: LayerStep): Promise<string> {
-  if (step.kind !== "copy") return "";
-  if (step.origin.kind !== "context") return chainKey(originLayers(state, step.origin));
-  const hash = createHash("sha256");
-  const { sources, excludes, parents } = step;
-  // Bytes, mode and place count; times do not, so that a fresh clone of the same commit changes nothing.
-  const selection = {
-    sources: sources.map(toByteString),
-    excludes: excludes.map(toByteString),
-    parents,
-    intoDirectory: true,
-  };
-  for await (const { entry, to } of select(state.context, selection)) {
-    hash.update(JSON.stringify([to, entry.type, entry.mode, entry.size, entry.sha256, entry.target]));
-  }
-  return hash.digest("hex");
+/** A result of before; one whose blob has been collected is as good as none. */
+async function usable(state: BuildState, key: string): Promise<{ layer: Layer | null } | null> {
+  const { cache, blobs } = state.means;
+  const known = await cache.find(key);
+  if (known === null || known.layer === null) return known;
+  return (await blobs.size(known.layer.digest)) === null ? null : known;
+}
+
+/**
+ * Digests of what the step reads besides the root that it starts from, the cheapest first: that nothing at all changed
+ * where it copies from; then that what it takes from there is the same.
+ */
+function contentsOf(state: BuildState, step: LayerStep): (() => Promise<string>)[] {
+  if (step.kind !== "copy") return [() => Promise.resolve("")];
+  if (step.origin.kind === "context") return [() => copiedContent(state.context, step)];
+  const layers = originLayers(state, step.origin);
+  return [
+    () => Promise.resolve(chainKey(layers)),
+    () => withLayers(state.means, layers, (root) => copiedContent(root, step)),
+  ];
 }
 
 function originLayers(state: BuildState, origin: Exclude<CopyStep["origin"], { kind: "context" }>): readonly Layer[] {
