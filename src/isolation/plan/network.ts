@@ -1,4 +1,4 @@
-import { blocks, slotsPerBlock } from "./layout.ts";
+import { blocks, usableSlots } from "./layout.ts";
 
 /**
  * Names and addresses of a host's container network. Each is a function of the instance, its block and a slot, so a
@@ -51,7 +51,7 @@ export function slotOfVeth(scope: NetworkScope, name: string): number | null {
   const digits = name.slice(prefix.length);
   if (!name.startsWith(prefix) || !/^(?:0|[1-9a-z][0-9a-z]{0,2})$/.test(digits)) return null;
   const slot = Number.parseInt(digits, 36);
-  return slot < slotsPerBlock ? slot : null;
+  return slot < usableSlots ? slot : null;
 }
 
 /** The slot whose address this is, IPv4 or IPv6 as `slotNetwork` writes them; null: not an address of this instance. */
@@ -65,10 +65,10 @@ export function slotOfAddress(scope: NetworkScope, address: string): number | nu
     number = c * 256 + d;
   }
   const slot = number - scope.block * 2048 - 1;
-  return slot >= 0 && slot < slotsPerBlock ? slot : null;
+  return slot >= 0 && slot < usableSlots ? slot : null;
 }
 
-/** The block of IPv4 addresses that the instance's containers live in, a /21; the last slot's is the one after it. */
+/** The block of IPv4 addresses that the instance's containers live in, a /21. */
 export function subnet4(scope: NetworkScope): { address: string; bits: number } {
   return { address: ipv4Text(scope.block * 2048), bits: 21 };
 }
@@ -85,8 +85,8 @@ export function hairpinSource6(scope: NetworkScope): string {
 
 /** @throws RangeError when the block or slot is outside of its range. */
 export function slotNetwork(scope: NetworkScope, slot: number): SlotNetwork {
-  if (!Number.isInteger(slot) || slot < 0 || slot >= slotsPerBlock) {
-    throw new RangeError(`slot ${slot} is outside of 0 to ${slotsPerBlock - 1}`);
+  if (!Number.isInteger(slot) || slot < 0 || slot >= usableSlots) {
+    throw new RangeError(`slot ${slot} is outside of 0 to ${usableSlots - 1}`);
   }
   if (!Number.isInteger(scope.block) || scope.block < 0 || scope.block >= blocks) {
     throw new RangeError(`block ${scope.block} is outside of 0 to ${blocks - 1}`);
