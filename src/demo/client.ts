@@ -16,10 +16,9 @@ export class Client {
   readonly #url: string;
   readonly #headers: Record<string, string>;
 
-  constructor(url: string, token: string, projectId?: string) {
+  constructor(url: string, token: string) {
     this.#url = url;
     this.#headers = { authorization: `Bearer ${token}` };
-    if (projectId !== undefined) this.#headers["berth-project"] = projectId;
   }
 
   get<T>(path: string): Promise<T> {

@@ -43,10 +43,7 @@ const busyboxPaths = ["/usr/bin/busybox", "/bin/busybox"];
  */
 export async function runDemo(options: DemoOptions): Promise<void> {
   const { url, token, say } = options;
-  const { items } = await new Client(url, token).get<{ items: { id: string; name: string }[] }>("/v1/projects");
-  const project = items.find(({ name }) => name === "default");
-  if (project === undefined) return;
-  const client = new Client(url, token, project.id);
+  const client = new Client(url, token);
   for (const noun of ["builds", "images", "containers"]) {
     if ((await client.get<{ items: unknown[] }>(`/v1/${noun}?limit=1`)).items.length > 0) return;
   }
@@ -67,16 +64,13 @@ export async function runDemo(options: DemoOptions): Promise<void> {
       return `${name} answers on ${started.url}${taken}`;
     });
   }
-  const secret = options.tokenFile === null ? "$BERTH_ADMIN_TOKEN" : `$(cat ${options.tokenFile})`;
+  say(`Three things to try${options.tokenFile === null ? "" : ` (the token is in ${options.tokenFile})`}:`);
   say(
-    `Three things to try (${options.tokenFile === null ? "the token is yours" : `the token is in ${options.tokenFile}`}):`,
+    `  auth="Authorization: Bearer ${options.tokenFile === null ? "$BERTH_ADMIN_TOKEN" : `$(cat ${options.tokenFile})`}"`,
   );
-  say(`  auth='Authorization: Bearer '"${secret}"; project='Berth-Project: ${project.id}'`);
-  say(`  curl -H "$auth" -H "$project" ${url}/v1/containers/web-1/logs`);
-  say(`  curl -H "$auth" -H "$project" ${url}/v1/containers/web-1/exec --json '{"command": ["id"]}'`);
-  say(
-    `  curl -H "$auth" -H "$project" ${url}/v1/containers --json '{"image": "web:1", "ports": [{"containerPort": 8080}]}'`,
-  );
+  say(`  curl -H "$auth" ${url}/v1/containers/web-1/logs`);
+  say(`  curl -H "$auth" ${url}/v1/containers/web-1/exec --json '{"command": ["id"]}'`);
+  say(`  curl -H "$auth" ${url}/v1/containers --json '{"image": "web:1", "ports": [{"containerPort": 8080}]}'`);
 }
 
 async function timed(say: (line: string) => void, work: () => Promise<string>): Promise<void> {
