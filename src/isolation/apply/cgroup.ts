@@ -45,19 +45,27 @@ export class Cgroups {
     }
   }
 
+  /** Kills all processes of the group and waits for their end. @throws Error when that takes more than seconds. */
+  async kill(path: string): Promise<void> {
+    for (let attempt = 0; this.processes(path).length > 0; attempt++) {
+      if (attempt >= 500) throw new Error(`the processes of cgroup ${path} do not end`);
+      this.#kill(path);
+      await pause(attempt);
+    }
+  }
+
   /**
-   * Kills what is left in the group and removes it from every hierarchy; its project's group goes when it was the last.
-   * A group that is not there is no error. @throws Error when its processes do not die within seconds.
+   * Removes the group from every hierarchy, killing what is still in it; its project's group goes when it was the last.
+   * A group that is not there is no error.
    */
   async remove(path: string): Promise<void> {
     const leaves = this.#hierarchies.map((hierarchy) => `${hierarchy}${path}`);
     for (let attempt = 0; ; attempt++) {
-      const busy = leaves.filter((leaf) => !removeTree(leaf));
-      if (busy.length === 0) break;
-      if (attempt >= 200) throw new Error(`cgroup ${busy.join(" ")} is still in use`);
+      // EBUSY lasts some microseconds beyond the last process's end.
+      if (leaves.filter((leaf) => !removeTree(leaf)).length === 0) break;
+      if (attempt >= 500) throw new Error(`cgroup ${path} is still in use`);
       this.#kill(path);
-      // EBUSY clears within microseconds of the last process's end; after some turns it is worth waiting longer.
-      await (attempt < 10 ? nextTurn() : sleep(10));
+      await pause(attempt);
     }
     for (const leaf of leaves) removeIfEmpty(leaf.slice(0, leaf.lastIndexOf("/")));
   }
@@ -118,10 +126,15 @@ export class Cgroups {
   async #until(holds: () => boolean): Promise<void> {
     for (let attempt = 0; attempt < 500; attempt++) {
       if (holds()) return;
-      await (attempt < 20 ? nextTurn() : sleep(5));
+      await pause(attempt);
     }
     throw new Error("the cgroup's processes do not stop");
   }
+}
+
+/** What is waited for takes microseconds as a rule, and sometimes seconds. */
+async function pause(attempt: number): Promise<void> {
+  await (attempt < 20 ? nextTurn() : sleep(5));
 }
 
 /** Mounted hierarchies of version 1: those that a runtime puts a container into. */

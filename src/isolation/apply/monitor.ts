@@ -1,13 +1,10 @@
-import { closeSync, readFileSync, writeSync } from "node:fs";
+import { closeSync, readFileSync, statSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
 import { BerthError } from "../../core/errors.ts";
 import type { SlotLayout } from "../plan/layout.ts";
 import { hasCode } from "./ffi.ts";
 import { type Runtime, runtimeError } from "./runtime.ts";
 import { openPipe, spawn } from "./spawn.ts";
-
-/** Name of the log file that a monitor which waits in the pool can have; see Layout. */
-export const logName = "log";
 
 /** Bytes of a container's log; at the limit conmon begins anew, so that a flood fills nothing (attack 39). */
 const logLimit = 16 * 2 ** 20;
@@ -25,6 +22,8 @@ export interface MonitorOptions {
 /** A monitor (conmon) that is ready to create its container, and waits for a byte. */
 export interface ParkedMonitor {
   pid: number;
+  /** Resolves when it is gone, for whatever reason. */
+  ended: Promise<unknown>;
   /**
    * Lets it run the runtime's `create` on the bundle. Returns the pid of the container's first process, which waits to
    * be started. @throws BerthError for what the runtime complains of.
@@ -60,6 +59,7 @@ export function parkMonitor(options: MonitorOptions): ParkedMonitor {
   }
   return {
     pid: child.pid,
+    ended: child.ended,
     create: async () => {
       const answer = readAnswer(sync.read);
       writeSync(start.write, "\0");
@@ -87,7 +87,7 @@ function monitorArguments({ runtime, exits, paths, tty, stdin }: MonitorOptions)
     `--bundle=${paths.dir}`,
     `--container-pidfile=${paths.pidFile}`,
     `--exit-dir=${exits}`,
-    `--log-path=k8s-file:${paths.logLink}/${logName}`,
+    `--log-path=k8s-file:${paths.log}`,
     `--log-size-max=${String(logLimit)}`,
     // The last lines of a log need not survive a power cut; waiting for the disk at each exit would cost every stop.
     "--no-sync-log",
@@ -128,11 +128,17 @@ function createdPid(answer: string): number {
   throw runtimeError(typeof parsed.message === "string" ? parsed.message : "the runtime gave no reason");
 }
 
-/** A finished run's exit code, or null when there is no exit file. */
-export function readExit(paths: SlotLayout): number | null {
+/** What a monitor left about a finished run: null code when it could not tell. */
+export interface ExitNote {
+  exitCode: number | null;
+  finishedAt: Date;
+}
+
+/** null: the run has not ended, or its monitor could not say so. */
+export function readExit(path: string): ExitNote | null {
   try {
-    const code = Number(readFileSync(paths.exit, "utf8"));
-    return Number.isInteger(code) && code >= 0 ? code : null;
+    const code = Number(readFileSync(path, "utf8"));
+    return { exitCode: Number.isInteger(code) && code >= 0 ? code : null, finishedAt: statSync(path).mtime };
   } catch (error) {
     if (hasCode(error, "ENOENT")) return null;
     throw error;

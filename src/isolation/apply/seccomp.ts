@@ -1,7 +1,23 @@
 import { closeSync, readFileSync } from "node:fs";
 import koffi from "koffi";
-import type { SeccompProfile } from "../plan/seccomp.ts";
+import { type SeccompProfile, seccompProfile } from "../plan/seccomp.ts";
 import { bind } from "./ffi.ts";
+
+/** The filters in use, each made once: as a profile, and compiled for crun (base64). */
+export class SeccompFilters {
+  readonly #compiled = new Map<boolean, { profile: SeccompProfile; bpf: string }>();
+
+  /** @param chroot see seccompProfile */
+  get(chroot: boolean): { profile: SeccompProfile; bpf: string } {
+    let filter = this.#compiled.get(chroot);
+    if (filter === undefined) {
+      const profile = seccompProfile(process.arch, chroot);
+      filter = { profile, bpf: compileSeccomp(profile).toString("base64") };
+      this.#compiled.set(chroot, filter);
+    }
+    return filter;
+  }
+}
 
 /**
  * Compiles a profile with libseccomp, which every runtime links anyway, into the program that the kernel takes

@@ -46,6 +46,7 @@ const attrSetFlags = libc.func("int posix_spawnattr_setflags(void *attr, short f
 const pipe2 = bind<[Uint8Array, number]>("pipe2", ["void *", "int"]);
 const waitpidNow = bind<[number, Uint8Array, number]>("waitpid", ["int", "void *", "int"]);
 
+const O_RDWR = 2;
 const O_CLOEXEC = 0o2000000;
 const WNOHANG = 1;
 const POSIX_SPAWN_SETSIGDEF = 0x04;
@@ -76,7 +77,7 @@ export function spawn({ file, args, env = defaultEnv, fds = {} }: SpawnOptions):
   actionsInit(actions);
   try {
     for (const fd of [0, 1, 2]) {
-      if (fds[fd] === undefined) actionsOpen(actions, fd, "/dev/null", constants.O_RDWR ?? 2, 0);
+      if (fds[fd] === undefined) actionsOpen(actions, fd, "/dev/null", O_RDWR, 0);
     }
     for (const [child, ours] of Object.entries(fds)) actionsDup2(actions, ours, Number(child));
     const environment = Object.entries(env).map(([name, value]) => `${name}=${value}`);
@@ -162,7 +163,7 @@ export async function run(
   } finally {
     for (const fd of theirs) closeSync(fd);
   }
-  if (stdin !== null) writeAll(stdin.write, input);
+  if (stdin !== null && input !== undefined) writeAll(stdin.write, input);
   const streams = [collect(stdout.read, maxOutput), collect(stderr.read, maxOutput)] as const;
 
   let timedOut = false;
@@ -188,7 +189,7 @@ export async function run(
 }
 
 /** Writes to a pipe and closes it; that the reader is gone is no error. */
-function writeAll(fd: number, input: Uint8Array | undefined): void {
+function writeAll(fd: number, input: Uint8Array): void {
   const socket = new Socket({ fd, readable: false, writable: true });
   socket.on("error", () => socket.destroy());
   socket.end(input);

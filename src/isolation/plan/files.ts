@@ -28,16 +28,18 @@ export function hostFiles(hostname: string, address: string | null, hostResolvCo
   };
 }
 
-/** The host's resolvers and search list, without resolvers on loopback (resolv.conf(5)). */
-function resolvConf(host: string): string {
-  const lines = host.split("\n").map((line) => line.trim());
-  const nameservers = lines.flatMap((line) => {
-    const address = /^nameserver\s+(\S+)$/.exec(line)?.[1];
+/** The resolvers that containers of a host with this /etc/resolv.conf ask (resolv.conf(5)): none on loopback. */
+export function nameservers(hostResolvConf: string): string[] {
+  const usable = hostResolvConf.split("\n").flatMap((line) => {
+    const address = /^\s*nameserver\s+(\S+)\s*$/.exec(line)?.[1];
     return address !== undefined && isIP(address) !== 0 && !isLoopback(address) ? [address] : [];
   });
-  const kept = lines.filter((line) => /^(search|options)\s/.test(line));
-  const used = nameservers.length > 0 ? nameservers : publicNameservers;
-  return [...used.slice(0, 3).map((address) => `nameserver ${address}`), ...kept, ""].join("\n");
+  return (usable.length > 0 ? usable : publicNameservers).slice(0, 3);
+}
+
+function resolvConf(host: string): string {
+  const kept = host.split("\n").filter((line) => /^(search|options)\s/.test(line));
+  return [...nameservers(host).map((address) => `nameserver ${address}`), ...kept, ""].join("\n");
 }
 
 function isLoopback(address: string): boolean {

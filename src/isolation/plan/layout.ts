@@ -16,8 +16,11 @@ export interface Layout {
   exits: string;
   /** State directory of the OCI runtime. */
   runtimeRoot: string;
+  /** Mounts of layers; see mounts.ts. */
+  layers: string;
   dataDir: string;
   disks: string;
+  /** One directory a slot: a monitor's log has its path before its container is known; see SlotLayout.log. */
   logs: string;
   /** A read-only lowest layer with the directories and files that the runtime mounts over. */
   mountTargets: string;
@@ -35,9 +38,10 @@ export function layout(config: { instance: string; runDir: string; dataDir: stri
     slots: `${runDir}/slots`,
     exits: `${runDir}/exits`,
     runtimeRoot: `${runDir}/runtime`,
+    layers: `${runDir}/layers`,
     dataDir,
     disks: `${dataDir}/worker/disks`,
-    logs: `${dataDir}/worker/logs`,
+    logs: `${dataDir}/worker/slot-logs`,
     mountTargets: `${dataDir}/worker/mount-targets`,
     cgroup: `/berth-${instance}`,
   };
@@ -55,10 +59,13 @@ export interface SlotLayout {
   config: string;
   /** Written by the runtime: the first process's pid. */
   pidFile: string;
-  /** Written before the first process is let go; see run-record.ts. */
-  record: string;
-  /** A link to the directory of the log: the monitor's log path goes through it, so that it can be moved. */
-  logLink: string;
+  /** Notes of the worker about the slot; see notes.ts. */
+  owner: string;
+  monitor: string;
+  run: string;
+  /** The monitor's log. The container's log path is a link to it, that is made when the container is known. */
+  logDir: string;
+  log: string;
   exit: string;
   runtimeState: string;
 }
@@ -81,8 +88,11 @@ export function slotLayout(all: Layout, slot: number): SlotLayout {
     },
     config: `${dir}/config.json`,
     pidFile: `${dir}/pid`,
-    record: `${dir}/run.json`,
-    logLink: `${dir}/log`,
+    owner: `${dir}/owner.json`,
+    monitor: `${dir}/monitor.json`,
+    run: `${dir}/run.json`,
+    logDir: `${all.logs}/${String(slot)}`,
+    log: `${all.logs}/${String(slot)}/log`,
     exit: `${all.exits}/${name}`,
     runtimeState: `${all.runtimeRoot}/${name}`,
   };
@@ -93,8 +103,9 @@ export function cgroupPath(all: Layout, projectId: string, id: string): string {
   return `${all.cgroup}/${projectId}/${id}`;
 }
 
-/** Ids of each instance, addresses of each instance: one block of slots; see block.ts. */
-export const slotsPerBlock = 2048;
+/** Blocks of slots that the instances of a machine share; see block.ts. The last of each block's slots is not used. */
+const slotsPerBlock = 2048;
+export const usableSlots = slotsPerBlock - 1;
 export const blocks = 31;
 const firstId = 1_048_576;
 

@@ -1,0 +1,48 @@
+/**
+ * Places between every two effects of a start, release and removal, at which a test can have the worker killed to see
+ * that the next one finds its way. `slot.*` is what makes a slot ready, in the pool or as the beginning of a start.
+ */
+export const failpoints = [
+  "slot.directory",
+  "slot.namespaces",
+  "slot.network",
+  "slot.disk",
+  "slot.mount",
+  "slot.monitor",
+  "start.owner",
+  "start.link",
+  "start.log",
+  "start.admit",
+  "start.rootfs",
+  "start.files",
+  "start.config",
+  "start.create",
+  "start.record",
+  "start.go",
+  "release.monitor",
+  "release.processes",
+  "release.ports",
+  "release.expel",
+  "release.network",
+  "release.rootfs",
+  "release.disk",
+  "release.cgroup",
+  "release.runtime",
+  "release.exit",
+  "release.directory",
+  "release.link",
+  "remove.disk",
+  "remove.log",
+] as const;
+export type Failpoint = (typeof failpoints)[number];
+
+/** Called after each effect; ends the process, as SIGKILL would at that moment, when it is the armed one. */
+export type ReachFailpoint = (name: Failpoint) => void;
+
+/** @param armed a name of `failpoints`; anything else arms none */
+export function armFailpoint(armed: string | null): ReachFailpoint {
+  if (armed === null) return () => undefined;
+  return (name) => {
+    if (name === armed) process.kill(process.pid, "SIGKILL");
+  };
+}

@@ -1,0 +1,60 @@
+import { readdirSync, rmSync } from "node:fs";
+import { removeState } from "./apply/runtime.ts";
+import type { Parts } from "./parts.ts";
+import { releaseSlot, removeDisk } from "./release.ts";
+
+/** What the sweep must leave alone. */
+export interface Kept {
+  /** Container → slot, of every container that has a row. */
+  live: ReadonlyMap<string, number>;
+  /** Container → slot, of every container that has a link on this host. */
+  linked: ReadonlyMap<string, number>;
+  /** Slots that this process holds ready. */
+  held: ReadonlySet<number>;
+}
+
+/**
+ * Removes everything of this instance that no live row stands for (faults, I5): first by slot, as whole sandboxes, then
+ * what is left of each kind of kernel object, found by its name. A live container's disk and log stay, whatever else of
+ * it is left over.
+ */
+export async function sweep(parts: Parts, { live, linked, held }: Kept): Promise<void> {
+  const liveSlots = new Set([...live].flatMap(([, slot]) => slot));
+  const stale = [...linked].filter(([id, slot]) => live.get(id) !== slot);
+  const current = new Set([...linked].filter(([id, slot]) => live.get(id) === slot).map(([, slot]) => slot));
+  const runs = new Set([...current, ...held]);
+  const disks = new Set([...liveSlots, ...held]);
+
+  await Promise.all(stale.map(([id, slot]) => releaseSlot(parts, slot, id)));
+  const unlinked = numbersIn(parts.layout.slots).filter((slot) => !runs.has(slot));
+  await Promise.all(unlinked.map((slot) => releaseSlot(parts, slot, null)));
+
+  await Promise.all(
+    parts.network
+      .slots()
+      .filter((slot) => !runs.has(slot))
+      .map((slot) => parts.network.detach(slot)),
+  );
+  for (const slot of parts.firewall.slots()) if (!runs.has(slot)) parts.firewall.expel(slot);
+  for (const name of parts.cgroups.list(parts.layout.cgroup)) {
+    const id = name.slice(name.indexOf("/") + 1);
+    const slot = linked.get(id);
+    if (slot === undefined || !runs.has(slot)) await parts.cgroups.remove(`${parts.layout.cgroup}/${name}`);
+  }
+  const names = new Set([...runs].map((slot) => parts.slot(slot).name));
+  for (const name of readdirSync(parts.layout.runtimeRoot)) {
+    // crun keeps a directory of its own there.
+    if (!name.startsWith(".") && !names.has(name)) removeState(parts.layout.runtimeRoot, name);
+  }
+  for (const name of readdirSync(parts.layout.exits)) {
+    if (!names.has(name)) rmSync(`${parts.layout.exits}/${name}`, { force: true });
+  }
+  for (const slot of [...parts.disks.slots(), ...numbersIn(parts.layout.logs)]) {
+    if (!disks.has(slot)) removeDisk(parts, slot);
+  }
+}
+
+/** Slots that have a directory of their number. */
+export function numbersIn(directory: string): number[] {
+  return readdirSync(directory).flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []));
+}
