@@ -47,7 +47,7 @@ export async function listBuilds(
   const labels =
     Object.keys(filter.labels).length === 0
       ? sql``
-      : sql`and request @> ${JSON.stringify({ labels: filter.labels })}::jsonb`;
+      : sql`and request @> ${JSON.stringify({ labels: filter.labels })}::text::jsonb`;
   const status = filter.status === undefined ? sql`` : sql`and status = ${filter.status}`;
   const tag = filter.tag === undefined ? sql`` : sql`and ${filter.tag} = any(tags)`;
   const rows = await read<BuildRow>(
@@ -66,7 +66,7 @@ export async function insertBuild(
 ): Promise<void> {
   await tx`
     insert into builds (id, project_id, job_id, tags, request)
-    values (${build.id}, ${build.projectId}, ${build.jobId}, ${build.request.tags}, ${JSON.stringify(build.request)}::jsonb)`;
+    values (${build.id}, ${build.projectId}, ${build.jobId}, ${build.request.tags}, ${JSON.stringify(build.request)}::text::jsonb)`;
 }
 
 export interface BuildLogRow {

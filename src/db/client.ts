@@ -3,6 +3,11 @@ import postgres from "postgres";
 /** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
 export type DatabaseAddress = { url: string } | { socketDir: string };
 
+/** Timestamps stay as the server writes them: microseconds, which a `Date` would cut off, make the cursors of lists. */
+export const timesAsText = {
+  date: { to: 1184, from: [1082, 1114, 1184], serialize: (value: unknown) => value, parse: (text: string) => text },
+};
+
 /**
  * The driver's connections, up to `max`, opened when first used.
  * As `owner` (worker, migrations) every project's rows are seen; as `api` row-level security holds. On the embedded
@@ -14,6 +19,7 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
     idle_timeout: 0,
     connect_timeout: 10,
     onnotice: () => undefined,
+    types: timesAsText,
     connection: { application_name: `berth-${as}` },
   };
   return "url" in address

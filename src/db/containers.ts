@@ -103,7 +103,9 @@ export async function listContainers(
 ): Promise<Paged<ContainerRow>[]> {
   const after = behind(sql, page, sql`c.created_at`, sql`c.id`);
   const labels =
-    Object.keys(filter.labels).length === 0 ? sql`` : sql`and c.labels @> ${JSON.stringify(filter.labels)}::jsonb`;
+    Object.keys(filter.labels).length === 0
+      ? sql``
+      : sql`and c.labels @> ${JSON.stringify(filter.labels)}::text::jsonb`;
   const name = filter.name === undefined ? sql`` : sql`and c.name = ${filter.name}`;
   const host = filter.hostId === undefined ? sql`` : sql`and c.host_id = ${filter.hostId}`;
   const where = sql`c.project_id = ${scope.projectId} ${labels} ${name} ${host} ${after}`;
@@ -137,8 +139,8 @@ export async function insertContainer(tx: Tx, c: NewContainer): Promise<void> {
   await tx`
     insert into containers (id, project_id, host_id, name, spec, labels, image_reference, image_digest, cpus, memory, pids,
       disk, wanted, wanted_run)
-    values (${c.id}, ${c.projectId}, ${c.hostId}, ${c.name}, ${JSON.stringify(c.spec)}::jsonb,
-      ${JSON.stringify(c.labels)}::jsonb, ${c.imageReference}, ${c.imageDigest}, ${c.cpus}, ${c.memory}, ${c.pids},
+    values (${c.id}, ${c.projectId}, ${c.hostId}, ${c.name}, ${JSON.stringify(c.spec)}::text::jsonb,
+      ${JSON.stringify(c.labels)}::text::jsonb, ${c.imageReference}, ${c.imageDigest}, ${c.cpus}, ${c.memory}, ${c.pids},
       ${c.disk}, ${c.start ? "running" : "created"}, ${c.start ? 1 : 0})`;
 }
 
@@ -187,9 +189,9 @@ export async function updateContainer(
   await tx`
     update containers set
       name = coalesce(${change.name ?? null}, name),
-      labels = coalesce(${change.labels === undefined ? null : JSON.stringify(change.labels)}::jsonb, labels),
+      labels = coalesce(${change.labels === undefined ? null : JSON.stringify(change.labels)}::text::jsonb, labels),
       spec = spec || coalesce(${
         change.restartPolicy === undefined ? null : JSON.stringify({ restartPolicy: change.restartPolicy })
-      }::jsonb, '{}')
+      }::text::jsonb, '{}')
     where id = ${id}`;
 }

@@ -24,7 +24,7 @@ export async function appendEvent(
   await tx`
     with written as (
       insert into events (project_id, type, subject_id, data)
-      values (${event.projectId}, ${event.type}, ${event.subjectId}, ${JSON.stringify(event.data ?? {})}::jsonb))
+      values (${event.projectId}, ${event.type}, ${event.subjectId}, ${JSON.stringify(event.data ?? {})}::text::jsonb))
     select pg_notify('berth', ${topics.events(event.projectId)})`;
 }
 

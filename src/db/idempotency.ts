@@ -27,6 +27,6 @@ export async function takeKey(
 /** Keeps the answer of the key taken in this transaction. */
 export async function keepAnswer(tx: Tx, projectId: string, key: string, body: unknown): Promise<void> {
   await tx`
-    update idempotency_keys set status = 200, response = ${JSON.stringify(body)}::jsonb
+    update idempotency_keys set status = 200, response = ${JSON.stringify(body)}::text::jsonb
     where project_id = ${projectId} and key = ${key}`;
 }

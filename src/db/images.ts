@@ -45,7 +45,7 @@ export async function listImages(
   const labels =
     Object.keys(filter.labels).length === 0
       ? sql``
-      : sql`and i.config @> ${JSON.stringify({ config: { Labels: filter.labels } })}::jsonb`;
+      : sql`and i.config @> ${JSON.stringify({ config: { Labels: filter.labels } })}::text::jsonb`;
   const repository =
     filter.repository === undefined
       ? sql``

@@ -69,7 +69,7 @@ export async function insertJob(
 ): Promise<void> {
   await tx`
     insert into jobs (id, project_id, kind, subject_id, payload)
-    values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::jsonb)`;
+    values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::text::jsonb)`;
   await tx`select pg_notify('berth', ${topics.jobs})`;
 }
 

@@ -68,17 +68,31 @@ export interface NewPort {
   hostAddress: string | null;
 }
 
+/** The host can't give the port: `taken`, or of an automatic one that none of its range is left. */
+export class PortRefused extends Error {
+  readonly port: NewPort;
+  constructor(port: NewPort, cause: unknown) {
+    super("the host can't give the port", { cause });
+    this.port = port;
+  }
+}
+
 /**
- * Adds a port. A port that is taken fails on the constraint `port_taken`; when no port is free the column `host_port`
- * is null, which fails as not_null_violation. The caller holds the host's lock, so that automatic ports don't collide.
+ * Adds a port. The caller holds the host's lock, so that automatic ports don't collide.
+ * @throws PortRefused
  */
 export async function insertPort(tx: Tx, port: NewPort): Promise<void> {
-  await tx`
-    insert into ports (id, project_id, container_id, host_id, container_port, host_port, protocol, host_address)
-    select ${port.id}, ${port.projectId}, ${port.containerId}, h.id, ${port.containerPort},
-      coalesce(${port.hostPort}::int, berth_free_port(h.id, ${port.protocol}, h.port_first, h.port_last)),
-      ${port.protocol}, coalesce(${port.hostAddress}::inet, '0.0.0.0/0')
-    from hosts h where h.id = ${port.hostId}`;
+  try {
+    await tx`
+      insert into ports (id, project_id, container_id, host_id, container_port, host_port, protocol, host_address)
+      select ${port.id}, ${port.projectId}, ${port.containerId}, h.id, ${port.containerPort},
+        coalesce(${port.hostPort}::int, berth_free_port(h.id, ${port.protocol}, h.port_first, h.port_last)),
+        ${port.protocol}, coalesce(${port.hostAddress}::inet, '0.0.0.0/0')
+      from hosts h where h.id = ${port.hostId}`;
+  } catch (error) {
+    // Of a null port the column is named, not a constraint.
+    throw violation(error) === "port_taken" || violation(error) === "host_port" ? new PortRefused(port, error) : error;
+  }
 }
 
 /** Asks the host to take the port away; the row goes when that is done. Null when the project has no such port. */
@@ -99,33 +113,23 @@ export async function touchContainer(tx: Tx, id: string): Promise<void> {
 }
 
 /**
- * The client's error for a failed insert of a port: `port_taken`, naming the port, and its holder when that is the
- * project's own; `ports_exhausted`; any other error as it is.
+ * The client's error for a refused port: `port_taken`, naming its holder when that is the project's own, or
+ * `ports_exhausted`.
  */
-export async function portError(sql: Sql, scope: Scope, hostId: string, error: unknown): Promise<unknown> {
-  const failed = violation(error);
-  if (failed?.name === "host_port") {
+export async function portError(sql: Sql, scope: Scope, { port }: PortRefused): Promise<BerthError> {
+  const { hostPort, protocol } = port;
+  if (hostPort === null) {
     return new BerthError("ports_exhausted", "All ports of the host's range are taken; name one outside it.");
   }
-  if (failed?.name !== "port_taken") return error;
-  // Postgres names the key: (host_id, protocol, host_port, host_address)=(…, tcp, 8000, 0.0.0.0/0).
-  const [, protocol = "tcp", port = "0"] = /=\([^,]+, (tcp|udp), (\d+),/.exec(failed.detail) ?? [];
-  const hostPort = Number(port);
   const holders = await read<{ name: string }>(
     sql,
     scope,
     sql`select c.name from ports p join containers c on c.id = p.container_id
-      where p.project_id = ${scope.projectId} and p.host_id = ${hostId} and p.host_port = ${hostPort}
+      where p.project_id = ${scope.projectId} and p.host_id = ${port.hostId} and p.host_port = ${hostPort}
         and p.protocol = ${protocol} limit 1`,
   );
   const by = holders[0] === undefined ? "" : ` by the container ${holders[0].name}`;
-  return new BerthError("port_taken", `Host port ${port}/${protocol} is taken${by}.`, {
+  return new BerthError("port_taken", `Host port ${String(hostPort)}/${protocol} is taken${by}.`, {
     facts: { hostPort, protocol },
   });
-}
-
-/** Whether an insert failed because of the port, and not for another reason. */
-export function isPortError(error: unknown): boolean {
-  const name = violation(error)?.name;
-  return name === "port_taken" || name === "host_port";
 }

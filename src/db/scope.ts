@@ -62,10 +62,10 @@ export function timeOrNull(text: string | null): string | null {
   return text === null ? null : time(text);
 }
 
-/** The constraint (or the column of a not-null violation) that a query failed on, and the server's detail; else null. */
-export function violation(error: unknown): { name: string; detail: string } | null {
+/** The constraint (or the column of a not-null violation) that a query failed on; null for other errors. */
+export function violation(error: unknown): string | null {
   if (!(error instanceof postgres.PostgresError) || !error.code.startsWith("23")) return null;
-  return { name: error.constraint_name ?? error.column_name ?? "", detail: error.detail ?? "" };
+  return error.constraint_name ?? error.column_name ?? null;
 }
 
 const driverCodes = new Set([

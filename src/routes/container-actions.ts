@@ -57,7 +57,9 @@ const kill = operation({
     headers,
     body: {
       content: {
-        "application/json": { schema: z.strictObject({ signal: Signal.default("SIGKILL") }).openapi("Kill") },
+        "application/json": {
+          schema: z.strictObject({ signal: Signal.optional().openapi({ default: "SIGKILL" }) }).openapi("Kill"),
+        },
       },
     },
   },
@@ -166,7 +168,7 @@ export function addContainerActions(app: App, services: Services): void {
   });
 
   app.openapi(kill, async (c) => {
-    const signal = signalNumber(c.req.valid("json").signal) ?? 9;
+    const signal = signalNumber(c.req.valid("json").signal ?? "SIGKILL") ?? 9;
     const row = await change(
       services,
       c,

@@ -13,7 +13,7 @@ import { appendEvent } from "../db/events.ts";
 import { type HostRow, listHosts } from "../db/hosts.ts";
 import { findImage, knownImage } from "../db/images.ts";
 import { topics } from "../db/notify.ts";
-import { insertPort, isPortError, portError } from "../db/ports.ts";
+import { insertPort, PortRefused, portError } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import { lock, type Tx, violation, wake } from "../db/scope.ts";
 import type { ContainerCreate } from "./container-schema.ts";
@@ -25,11 +25,11 @@ import { invalidRequest } from "./problem.ts";
 
 type Asked = z.infer<typeof ContainerCreate>;
 
-/** Another host was chosen than can take the container after all; the next attempt passes it by. */
-class HostRefused extends Error {
+/** Another transaction has filled the host in the meantime. */
+class HostFull extends Error {
   readonly hostId: string;
-  constructor(hostId: string, cause: unknown) {
-    super("the host can't take the container", { cause });
+  constructor(hostId: string) {
+    super("the host is full");
     this.hostId = hostId;
   }
 }
@@ -43,23 +43,24 @@ export async function createContainer(services: Services, c: Request, asked: Ask
   const reference = requestedImage(asked.image, c.var.project.name);
   const ports = asked.ports.map(publishRequest);
   checkPorts(ports);
+  // Hosts that could not take it after all, and why the last one of them could not.
   const passed = new Set<string>();
-  let refusal: unknown;
+  let refusal: BerthError | null = null;
   for (;;) {
     try {
       return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, ports, reference, passed));
     } catch (error) {
-      if (error instanceof HostRefused) {
+      if (error instanceof PortRefused) {
+        passed.add(error.port.hostId);
+        refusal = await portError(services.sql, c.var.scope, error);
+      } else if (error instanceof HostFull) {
         passed.add(error.hostId);
-        refusal = await portError(services.sql, c.var.scope, error.hostId, error.cause);
-        continue;
-      }
-      if (violation(error)?.name === "containers_project_id_name_key") {
+      } else if (violation(error) === "containers_project_id_name_key") {
         throw new BerthError("name_taken", `The project has a container named ${String(asked.name)}.`);
+      } else {
+        // When no host is left, why the last one refused says more.
+        throw error instanceof BerthError && error.code === "no_capacity" && refusal !== null ? refusal : error;
       }
-      // Every host that had room refused: why the last one did says more than that none is left.
-      if (refusal instanceof BerthError && error instanceof BerthError && error.code === "no_capacity") throw refusal;
-      throw error;
     }
   }
 }
@@ -90,43 +91,38 @@ async function attempt(
   const id = newId("container");
   const name = asked.name ?? inventName(reference);
   const published = [...ports].sort((a, b) => Number(a.hostPort === undefined) - Number(b.hostPort === undefined));
-  try {
-    const [, , , , , after, row] = await Promise.all([
-      lock(tx, `host:${host.id}`),
-      insertContainer(tx, {
-        id,
-        projectId,
-        hostId: host.id,
-        name,
-        spec: specOf(asked, given, name),
-        labels: asked.labels,
-        imageReference: image.reference,
-        imageDigest: image.digest,
-        ...asked.resources,
-        start: asked.start,
-      }),
-      Promise.all(
-        published.map((port) =>
-          insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })),
-        ),
+  const [, , , , , after, row] = await Promise.all([
+    lock(tx, `host:${host.id}`),
+    insertContainer(tx, {
+      id,
+      projectId,
+      hostId: host.id,
+      name,
+      spec: specOf(asked, given, name),
+      labels: asked.labels,
+      imageReference: image.reference,
+      imageDigest: image.digest,
+      ...asked.resources,
+      start: asked.start,
+    }),
+    Promise.all(
+      published.map((port) =>
+        insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })),
       ),
-      appendEvent(tx, {
-        projectId,
-        type: "container.created",
-        subjectId: id,
-        data: { name, image: image.reference, hostId: host.id },
-      }),
-      wake(tx, topics.host(host.id)),
-      listHosts(tx, host.id),
-      findContainer(tx, scope, id),
-    ]);
-    if (after.some(isOverfull))
-      throw new HostRefused(host.id, new BerthError("no_capacity", `Host ${host.name} is full.`));
-    if (row === null) throw new Error("the container that was inserted can't be read");
-    return containerView(row, true);
-  } catch (error) {
-    throw isPortError(error) ? new HostRefused(host.id, error) : error;
-  }
+    ),
+    appendEvent(tx, {
+      projectId,
+      type: "container.created",
+      subjectId: id,
+      data: { name, image: image.reference, hostId: host.id },
+    }),
+    wake(tx, topics.host(host.id)),
+    listHosts(tx, host.id),
+    findContainer(tx, scope, id),
+  ]);
+  if (after.some(isOverfull)) throw new HostFull(host.id);
+  if (row === null) throw new Error("the container that was inserted can't be read");
+  return containerView(row, true);
 }
 
 /** The hosts that may be chosen: not passed by already, and none that reserves a port that is asked. */

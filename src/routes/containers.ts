@@ -162,7 +162,7 @@ export function addContainers(app: App, services: Services): void {
       });
       return findContainer(tx, scope, found.id);
     }).catch((error: unknown) => {
-      if (violation(error)?.name !== "containers_project_id_name_key") throw error;
+      if (violation(error) !== "containers_project_id_name_key") throw error;
       throw new BerthError("name_taken", `The project has a container named ${String(change.name)}.`);
     });
     if (row === null) throw notFound("container");

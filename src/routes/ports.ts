@@ -6,7 +6,16 @@ import { findContainer, lockContainer } from "../db/containers.ts";
 import { appendEvent, lastEvent } from "../db/events.ts";
 import { listHosts } from "../db/hosts.ts";
 import { topics } from "../db/notify.ts";
-import { findPort, insertPort, listPorts, type PortRow, portError, removePort, touchContainer } from "../db/ports.ts";
+import {
+  findPort,
+  insertPort,
+  listPorts,
+  PortRefused,
+  type PortRow,
+  portError,
+  removePort,
+  touchContainer,
+} from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import { lock, transact, wake } from "../db/scope.ts";
 import { newPort } from "./container-create.ts";
@@ -93,7 +102,6 @@ export function addPorts(app: App, services: Services): void {
   app.openapi(create, async (c) => {
     const { scope } = c.var;
     const { containerId, ...port } = c.req.valid("json");
-    let hostId = "";
     const made = await once(services, c, async (tx) => {
       const [, container, quota, usage] = await Promise.all([
         lock(tx, `quota:${scope.projectId}`),
@@ -104,7 +112,7 @@ export function addPorts(app: App, services: Services): void {
       if (container === null || quota === null) throw notFound("container");
       if (container.wanted === "removed") throw new BerthError("invalid_state", "The container is being removed.");
       checkQuota(quota, usage, { ports: 1 });
-      hostId = container.hostId;
+      const { hostId } = container;
       const [host] = await listHosts(tx, hostId);
       if (port.hostPort !== undefined && host?.reservedPorts.includes(port.hostPort) === true) {
         throw new BerthError("port_taken", `Host port ${String(port.hostPort)} is reserved by the operator.`, {
@@ -132,7 +140,7 @@ export function addPorts(app: App, services: Services): void {
       if (inserted === null) throw new Error("the port that was inserted can't be read");
       return portView(inserted);
     }).catch(async (error: unknown) => {
-      throw await portError(sql, scope, hostId, error);
+      throw error instanceof PortRefused ? await portError(sql, scope, error) : error;
     });
     c.header("Location", `/v1/ports/${made.id}`);
     if (c.req.header("prefer") === undefined) return c.json(made, 202);

@@ -206,7 +206,7 @@ export function addProjects(app: App, services: Services): void {
     if (reservedNames.has(name)) throw new BerthError("name_taken", `${name} can't be a project's name.`);
     const project = await once(services, c, async (tx) => insertProject(tx, { id: newId("project"), name })).catch(
       (error: unknown) => {
-        if (violation(error)?.name !== "projects_name_key") throw error;
+        if (violation(error) !== "projects_name_key") throw error;
         throw new BerthError("name_taken", `There is a project named ${name}.`);
       },
     );

@@ -1,0 +1,154 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pino } from "pino";
+import { newId } from "../../src/core/ids.ts";
+import { tokenHash } from "../../src/core/keys.ts";
+import type { Role } from "../../src/core/roles.ts";
+import { Wakeups } from "../../src/db/notify.ts";
+import { FileBlobs } from "../../src/image/blobs.ts";
+import { Agents } from "../../src/routes/agents.ts";
+import { createApp } from "../../src/routes/app.ts";
+import type { App, Services } from "../../src/routes/context.ts";
+import { OpenStreams } from "../../src/routes/open-streams.ts";
+import { TokenCache } from "../../src/routes/token-cache.ts";
+import { createDatabase, type TestDatabase } from "./postgres.ts";
+
+export const testAgentKey = "the key of the test's agent";
+
+/** A project of the test with one token of each role. */
+export interface TestProject {
+  id: string;
+  name: string;
+  tokens: Record<"admin" | "deployer" | "viewer", string>;
+}
+
+/** The API over a database of its own, without a network: `app.request()`. */
+export interface TestApi {
+  app: App;
+  services: Services;
+  database: TestDatabase;
+  operator: string;
+  /** Every record that the API logged. */
+  logged: string[];
+  project(name: string): Promise<TestProject>;
+  host(more?: Partial<TestHost>): Promise<string>;
+  close(): Promise<void>;
+}
+
+export interface TestHost {
+  name: string;
+  cpus: number;
+  memory: number;
+  disk: number;
+  portFirst: number;
+  portLast: number;
+  reservedPorts: number[];
+  agentUrl: string;
+}
+
+export async function createApi(socketDir: string, limits: Partial<Services["limits"]> = {}): Promise<TestApi> {
+  const database = await createDatabase(socketDir);
+  const directory = await mkdtemp(join(tmpdir(), "berth-test-api-"));
+  const wakeups = await Wakeups.open(database.api);
+  const tokens = new TokenCache(database.api, wakeups);
+  const all = { contextBytes: 16 * 1024 * 1024, heldRequests: 20, ...limits };
+  const logged: string[] = [];
+  const services: Services = {
+    sql: database.api,
+    wakeups,
+    tokens,
+    blobs: new FileBlobs(join(directory, "blobs")),
+    agents: new Agents(database.api, testAgentKey),
+    streams: new OpenStreams(wakeups, all.heldRequests, (principal) => tokens.stillValid(principal)),
+    log: pino({ level: "debug" }, { write: (line: string) => void logged.push(line) }),
+    secretKey: "a secret key of the tests, long enough",
+    corsOrigins: ["https://console.example"],
+    limits: all,
+  };
+  const insertToken = async (projectId: string | null, role: Role) => {
+    const text = `berth_${role}${newId("token").slice(4)}`;
+    await database.owner`
+      insert into tokens (id, project_id, role, hash) values (${newId("token")}, ${projectId}, ${role}, ${tokenHash(text)})`;
+    return text;
+  };
+  return {
+    app: createApp(services),
+    services,
+    database,
+    operator: await insertToken(null, "operator"),
+    logged,
+    async project(name) {
+      const id = newId("project");
+      await database.owner`insert into projects (id, name) values (${id}, ${name})`;
+      const admin = await insertToken(id, "admin");
+      const deployer = await insertToken(id, "deployer");
+      const viewer = await insertToken(id, "viewer");
+      return { id, name, tokens: { admin, deployer, viewer } };
+    },
+    async host(more = {}) {
+      const id = newId("host");
+      const host: TestHost = {
+        name: id.slice(-8),
+        cpus: 4,
+        memory: 8 * 2 ** 30,
+        disk: 100 * 2 ** 30,
+        portFirst: 8000,
+        portLast: 8099,
+        reservedPorts: [7070],
+        agentUrl: "unix:/nowhere",
+        ...more,
+      };
+      await database.owner`
+        insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last, reserved_ports)
+        values (${id}, ${host.name}, '127.0.0.1', ${host.agentUrl}, ${host.cpus}, ${host.memory}, ${host.disk},
+          ${host.portFirst}, ${host.portLast}, ${host.reservedPorts})`;
+      return id;
+    },
+    async close() {
+      services.streams.closeAll();
+      services.agents.close();
+      await wakeups.close();
+      await database.drop();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+/** An answer with its parsed body; `T` is what the test expects of it. */
+export interface Answer<T> {
+  status: number;
+  headers: Headers;
+  body: T;
+}
+
+export interface Problem {
+  code: string;
+  detail: string;
+  status: number;
+  requestId: string;
+  errors?: { pointer: string; detail: string }[];
+  facts?: Record<string, string | number>;
+}
+
+/** Asks the API, with a JSON body when one is given. */
+export async function ask<T>(
+  app: App,
+  token: string | null,
+  method: string,
+  path: string,
+  body?: unknown,
+  headers: Record<string, string> = {},
+): Promise<Answer<T>> {
+  const response = await app.request(path, {
+    method,
+    headers: {
+      ...(token === null ? {} : { Authorization: `Bearer ${token}` }),
+      ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      ...headers,
+    },
+    ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
+  });
+  const text = await response.text();
+  return { status: response.status, headers: response.headers, body: (text === "" ? null : JSON.parse(text)) as T };
+}
