@@ -18,6 +18,7 @@ import { isMonitorLost, probeSlot, type SandboxState } from "./probe.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
 import { startPrepared } from "./start.ts";
 import { numbersIn, sweep } from "./sweep.ts";
+import { Views } from "./views.ts";
 
 /** Everything that one process in a sandbox is started with. */
 export interface SandboxSpec {
@@ -70,11 +71,13 @@ export class Sandboxes {
   /** Slots that can't be given out. null before the first sweep: nobody knows yet. */
   #used: Set<number> | null = null;
   readonly #pool: Pool;
+  readonly #views: Views;
   readonly #exitListeners = new Set<(id: string) => void>();
   readonly #stopWatching: () => void;
 
-  private constructor(parts: Parts, log: Log, lock: number) {
+  private constructor(parts: Parts, views: Views, log: Log, lock: number) {
     this.#parts = parts;
+    this.#views = views;
     this.#log = log;
     this.#lock = lock;
     for (const id of readdirSync(parts.layout.links)) this.#linked.set(id, linkedSlot(parts, id));
@@ -99,7 +102,9 @@ export class Sandboxes {
       await prepareHost(layout(config));
       const parts = await openParts(config);
       if (parts.runtime.warning !== null) log.warn(parts.runtime.warning);
-      return new Sandboxes(parts, log, lock);
+      const views = new Views(parts.mounts, parts.layout.views);
+      await views.clear();
+      return new Sandboxes(parts, views, log, lock);
     } catch (error) {
       closeSync(lock);
       throw error;
@@ -255,6 +260,14 @@ export class Sandboxes {
     return this.#parts.slot(slot).disk.upper;
   }
 
+  /**
+   * Runs `use` on the path of layers (EROFS files, lowest first) that are mounted read-only as one tree meanwhile, owners
+   * as the image says.
+   */
+  withView<T>(layers: readonly string[], use: (path: string) => Promise<T>): Promise<T> {
+    return this.#views.with(layers, use);
+  }
+
   /** Takes away everything of a run but its disk and log. Idempotent, from any state. */
   async release(id: string): Promise<void> {
     const slot = this.#linked.get(id);
@@ -284,6 +297,11 @@ export class Sandboxes {
   /** Takes ports away and cuts their connections. Idempotent. */
   async unpublish(_id: string, ports: readonly PortMapping[]): Promise<void> {
     for (const port of ports) await this.#parts.ports.unpublish(port);
+  }
+
+  /** To be called before a layer's file is deleted; what runs on it goes on. Idempotent. */
+  unmountLayer(layer: string): void {
+    this.#parts.mounts.unmountLayer(layer);
   }
 
   /** The prepared slot that `takeSlot` gave out, made to fit; or one that is made ready now. */

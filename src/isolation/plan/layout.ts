@@ -18,6 +18,8 @@ export interface Layout {
   runtimeRoot: string;
   /** Mounts of layers; see mounts.ts. */
   layers: string;
+  /** Where builds look at layers; see views.ts. */
+  views: string;
   dataDir: string;
   disks: string;
   /** One directory a slot: a monitor's log has its path before its container is known; see SlotLayout.log. */
@@ -39,6 +41,7 @@ export function layout(config: { instance: string; runDir: string; dataDir: stri
     exits: `${runDir}/exits`,
     runtimeRoot: `${runDir}/runtime`,
     layers: `${runDir}/layers`,
+    views: `${runDir}/views`,
     dataDir,
     disks: `${dataDir}/worker/disks`,
     logs: `${dataDir}/worker/slot-logs`,

@@ -1,0 +1,38 @@
+/**
+ * The sandbox half of a worker, in a process of its own: it must run in the mount namespace of its instance, and tests
+ * kill it. It takes calls as JSON lines and answers each with one; ends of containers come as `{"exit": id}`.
+ */
+import { createInterface } from "node:readline";
+import type { SandboxConfig } from "../../src/isolation/parts.ts";
+import type { Protection } from "../../src/isolation/plan/spec.ts";
+import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
+import { createLog } from "../../src/log.ts";
+
+const config = JSON.parse(process.argv[2] ?? "") as SandboxConfig;
+const sandboxes = await Sandboxes.open(config, createLog("worker", "error"));
+sandboxes.onExit((id) => {
+  print({ exit: id });
+});
+
+const calls = {
+  start: (spec: SandboxSpec, without: Protection[]) => sandboxes.start(spec, new Set(without)),
+} as const;
+
+function print(value: object): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}
+
+print({ ready: true });
+for await (const line of createInterface({ input: process.stdin })) {
+  const { number, call, args } = JSON.parse(line) as { number: number; call: string; args: unknown[] };
+  const target = call in calls ? calls : sandboxes;
+  const method = Reflect.get(target, call) as (...args: unknown[]) => unknown;
+  try {
+    print({ number, value: (await method.apply(target, args)) ?? null });
+  } catch (error) {
+    const { message, code, cause } = error as { message: string; code?: string; cause?: unknown };
+    print({ number, error: { message, code, cause: cause instanceof Error ? cause.message : null } });
+  }
+}
+await sandboxes.close();
+process.exit(0);

@@ -1,0 +1,245 @@
+import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
+import type { SandboxConfig } from "../../src/isolation/parts.ts";
+import type { Protection } from "../../src/isolation/plan/spec.ts";
+import type { SandboxState } from "../../src/isolation/probe.ts";
+import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
+
+const workerFile = join(import.meta.dirname, "sandbox-worker.ts");
+
+/** What a test wants different from the plainest container. */
+export type Wish = Partial<Omit<SandboxSpec, "process" | "limits">> & {
+  process?: Partial<SandboxSpec["process"]>;
+  limits?: Partial<SandboxSpec["limits"]>;
+};
+
+/** An instance of Berth's sandboxes with a directory of its own and a worker that can be killed and started again. */
+export class TestHost {
+  readonly config: SandboxConfig & { runtime: "crun" | "runc" | null };
+  /** A layer with busybox and account files; a directory, which stands for an EROFS image of it. */
+  readonly layer: string;
+  readonly #enter: string[];
+  #worker: TestWorker | null = null;
+  #count = 0;
+
+  private constructor(config: TestHost["config"], enter: string[]) {
+    this.config = config;
+    this.layer = `${config.dataDir}/busybox`;
+    this.#enter = enter;
+  }
+
+  static async create(runtime: "crun" | "runc" | null = null): Promise<TestHost> {
+    const instance = randomBytes(3).toString("hex");
+    const dataDir = mkdtempSync(`${tmpdir()}/berth-test-`);
+    chmodSync(dataDir, 0o711);
+    const config = { instance, dataDir, runDir: `/run/berth/${instance}`, runtime };
+    const host = new TestHost(config, await ensureMountNamespace(config));
+    makeBusybox(host.layer);
+    return host;
+  }
+
+  /** Starts a worker, if there is none, and sweeps with `live`. */
+  async worker(live: { id: string; slot: number | null }[] = [], failpoint: string | null = null): Promise<TestWorker> {
+    if (this.#worker === null || this.#worker.ended) {
+      const argument = JSON.stringify({ ...this.config, failpoint });
+      this.#worker = await TestWorker.start([...this.#enter, process.execPath, workerFile, argument]);
+      await this.#worker.call("sweep", live);
+    }
+    return this.#worker;
+  }
+
+  /** A spec that a container of the test image can be started with. */
+  spec(slot: number, wish: Wish = {}): SandboxSpec {
+    const id = wish.id ?? `ctr_${String(this.#count++)}${this.config.instance}`;
+    const log = `${this.config.dataDir}/logs/${id}`;
+    mkdirSync(`${this.config.dataDir}/logs`, { recursive: true });
+    return {
+      id,
+      slot,
+      projectId: "prj_test",
+      layers: [this.layer],
+      hostname: "test",
+      readOnlyRootfs: false,
+      profile: "container",
+      capabilities: { add: [], drop: [] },
+      network: "project",
+      log,
+      ...wish,
+      process: {
+        args: ["/bin/sleep", "3600"],
+        env: ["PATH=/bin"],
+        cwd: "/",
+        user: "",
+        tty: false,
+        stdin: false,
+        ...wish.process,
+      },
+      limits: { cpus: 1, memory: 64 * 2 ** 20, pids: 64, disk: 64 * 2 ** 20, ...wish.limits },
+    };
+  }
+
+  /** Starts a container. */
+  async start(wish: Wish = {}, without: Protection[] = []): Promise<SandboxSpec & { pid: number }> {
+    const worker = await this.worker();
+    const spec = this.spec(await worker.call<number>("takeSlot"), wish);
+    const { pid } = await worker.call<{ pid: number }>("start", spec, without);
+    return { ...spec, pid };
+  }
+
+  /** Runs a shell script in a container to its end, and removes it. */
+  async shell(
+    script: string,
+    wish: Wish = {},
+    without: Protection[] = [],
+  ): Promise<{ out: string; end: SandboxState }> {
+    return this.run(["/bin/sh", "-c", script], wish, without);
+  }
+
+  async run(args: string[], wish: Wish = {}, without: Protection[] = []): Promise<{ out: string; end: SandboxState }> {
+    const worker = await this.worker();
+    const spec = await this.start({ ...wish, process: { ...wish.process, args } }, without);
+    try {
+      await worker.exited(spec.id);
+      return { out: readLog(spec.log), end: await worker.call("probe", spec.id) };
+    } finally {
+      await worker.call("remove", spec.id, spec.slot);
+      await worker.call("freeSlot", spec.slot);
+    }
+  }
+
+  /** Ends the worker as it would end by itself. */
+  async stop(): Promise<void> {
+    await this.#worker?.stop();
+    this.#worker = null;
+  }
+
+  /** Removes all of the instance, whatever state it is in. */
+  async destroy(): Promise<void> {
+    await this.#worker?.kill();
+    await Sandboxes.down(this.config, 0);
+    rmSync(this.config.dataDir, { recursive: true, force: true });
+    rmSync(this.config.runDir, { recursive: true, force: true });
+  }
+}
+
+export class TestWorker {
+  readonly #process: ChildProcessWithoutNullStreams;
+  readonly #answers = new Map<
+    number,
+    (answer: { value?: unknown; error?: { message: string; code?: string } }) => void
+  >();
+  readonly #exits = new Set<string>();
+  readonly #waiting = new Map<string, () => void>();
+  #number = 0;
+  ended = false;
+
+  private constructor(process: ChildProcessWithoutNullStreams) {
+    this.#process = process;
+  }
+
+  static async start([file = "", ...args]: string[]): Promise<TestWorker> {
+    const child = spawn(file, args);
+    const worker = new TestWorker(child);
+    child.stderr.on("data", (text: Buffer) => process.stderr.write(text));
+    const ready = Promise.withResolvers<void>();
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      const message = JSON.parse(line) as { ready?: true; exit?: string; number?: number; error?: { message: string } };
+      if (message.ready === true) ready.resolve();
+      else if (message.exit !== undefined) {
+        worker.#exits.add(message.exit);
+        worker.#waiting.get(message.exit)?.();
+      } else worker.#answers.get(message.number ?? -1)?.(message);
+    });
+    child.on("close", () => {
+      worker.ended = true;
+      ready.reject(new Error("the worker did not start"));
+      for (const answer of worker.#answers.values())
+        answer({ error: { message: "the worker was killed", code: "killed" } });
+    });
+    await ready.promise;
+    return worker;
+  }
+
+  get pid(): number {
+    return this.#process.pid ?? 0;
+  }
+
+  /** @throws Error with the `code` that the call's error had, or `killed` */
+  async call<T>(call: string, ...args: unknown[]): Promise<T> {
+    const number = this.#number++;
+    const answered = new Promise<{ value?: unknown; error?: { message: string; code?: string } }>((resolve) => {
+      this.#answers.set(number, resolve);
+    });
+    this.#process.stdin.write(`${JSON.stringify({ number, call, args })}\n`);
+    const answer = await answered;
+    this.#answers.delete(number);
+    if (answer.error !== undefined) throw Object.assign(new Error(answer.error.message), answer.error);
+    return answer.value as T;
+  }
+
+  /** Resolves when the container's end was told. */
+  async exited(id: string): Promise<void> {
+    if (this.#exits.has(id)) return;
+    await new Promise<void>((resolve) => this.#waiting.set(id, resolve));
+  }
+
+  async stop(): Promise<void> {
+    if (this.ended) return;
+    this.#process.stdin.end();
+    await once(this.#process, "close");
+  }
+
+  async kill(): Promise<void> {
+    if (this.ended) return;
+    this.#process.kill("SIGKILL");
+    await once(this.#process, "close");
+  }
+}
+
+/** What a monitor wrote, without times and stream names; lines that it had to split are joined. */
+export function readLog(path: string): string {
+  if (!existsSync(path)) return "";
+  return readFileSync(path, "utf8")
+    .split("\n")
+    .map((line) => {
+      const [, , tag = "", ...rest] = line.split(" ");
+      return rest.join(" ") + (tag === "F" ? "\n" : "");
+    })
+    .join("");
+}
+
+const applets =
+  "sh cat chmod chown chroot cp cut dd df echo env find free grep head hostname id ifconfig ip kill ln ls mkdir mkfifo " +
+  "mknod mount mv nc nproc nsenter od ping printf ps pwd readlink rm rmdir sed seq sleep sort stat su sync sysctl tail tee " +
+  "test time timeout touch tr true umount uname unshare usleep wc wget xargs yes";
+
+function makeBusybox(path: string): void {
+  for (const directory of ["bin", "etc", "tmp", "root", "home/app"])
+    mkdirSync(`${path}/${directory}`, { recursive: true });
+  chmodSync(path, 0o755);
+  chmodSync(`${path}/tmp`, 0o1777);
+  copyFileSync("/bin/busybox", `${path}/bin/busybox`);
+  for (const applet of applets.split(" ")) symlinkSync("busybox", `${path}/bin/${applet}`);
+  writeFileSync(
+    `${path}/etc/passwd`,
+    "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\nfar:x:70000:0::/:/bin/sh\n",
+  );
+  writeFileSync(`${path}/etc/group`, "root:x:0:\napp:x:1000:\nextra:x:1001:app\n");
+  writeFileSync(`${path}/bin/plain`, "not a program\n");
+}
