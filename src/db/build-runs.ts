@@ -50,9 +50,10 @@ export async function reportBuild(
     with lease as (select 1 where ${held(job)}),
     logged as (
       insert into build_logs (build_id, project_id, seq, step, stream, text, at)
-      select ${buildId}, ${job.projectId}, l.*
+      select ${buildId}, ${job.projectId}, l.seq, l.step, l.stream, l.text, l.at::timestamptz
       from lease, unnest(${column("seq")}::bigint[], ${column("step")}::int[], ${column("stream")}::text[],
-        ${column("text")}::text[], ${sql.param(lines.map(({ at }) => at.toISOString()))}::timestamptz[]) l),
+        ${column("text")}::text[], ${sql.param(lines.map(({ at }) => at.toISOString()))}::text[])
+        l (seq, step, stream, text, at)),
     shown as (
       update builds set steps = ${JSON.stringify(steps)}::jsonb where id = ${buildId} and ${steps !== null} and exists (table lease))
     select 1 from lease`);

@@ -6,7 +6,7 @@ import { parseReference } from "../../core/reference.ts";
 import { beginBuild, findCachedStep, keepCachedStep, recordBuiltImage, reportBuild } from "../../db/build-runs.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
-import { withRoot } from "../build/root-mount.ts";
+import { RootView } from "../build/root-view.ts";
 import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
@@ -39,7 +39,7 @@ export const build: JobHandler = async (job, services, signal) => {
         platform: formatPlatform(platform),
         signal: abort,
       }),
-    withRoot,
+    withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
     scratch,
   };
   try {

@@ -1,0 +1,104 @@
+import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { newId } from "../../src/core/ids.ts";
+import { parseReference } from "../../src/core/reference.ts";
+import {
+  beginBuild,
+  findCachedStep,
+  keepCachedStep,
+  type LogRow,
+  recordBuiltImage,
+  reportBuild,
+} from "../../src/db/build-runs.ts";
+import type { Db } from "../../src/db/connect.ts";
+import { drizzle } from "../../src/db/drizzle.ts";
+import { openHostSession } from "../../src/db/hosts-worker.ts";
+import { type ClaimedJob, claimJobs } from "../../src/db/leases.ts";
+import * as schema from "../../src/db/schema.ts";
+import { createDatabase, type TestDatabase } from "../support/postgres.ts";
+
+let database: TestDatabase;
+let db: Db;
+let hostId = "";
+const projectId = newId("project");
+const buildId = newId("build");
+const layer = { digest: `sha256:${"1".repeat(64)}`, diffId: `sha256:${"2".repeat(64)}`, sizeBytes: 10, mediaType: "x" };
+
+beforeAll(async () => {
+  database = await createDatabase(inject("postgresSocketDir"));
+  db = drizzle(database.owner, { schema });
+  const host = {
+    name: "one",
+    address: "127.0.0.1",
+    agentUrl: "unix:/nowhere",
+    bootId: "1",
+    cpus: 2,
+    memory: 1e9,
+    disk: 1e9,
+  };
+  hostId = (await openHostSession(db, { ...host, portFirst: 8000, portLast: 8010, reservedPorts: [] })).id;
+  await database.owner`insert into projects (id, name) values (${projectId}, 'p')`;
+});
+afterAll(() => database.drop());
+
+async function claim(): Promise<ClaimedJob> {
+  const [job] = await claimJobs(db, hostId, 1);
+  if (job === undefined) throw new Error("nothing to claim");
+  return job;
+}
+
+const lines = (first: number, ...texts: string[]): LogRow[] =>
+  texts.map((text, index) => ({ seq: first + index, step: 1, stream: "stdout", text, at: new Date() }));
+const steps = [
+  { index: 1, stage: "a", instruction: "RUN x", line: 2, status: "running" as const, cached: false, durationMs: null },
+];
+
+test("a build's log, steps and image are written by who holds its lease, and by nobody else", async () => {
+  const jobId = newId("job");
+  await database.owner`insert into jobs (id, project_id, kind, subject_id, payload)
+    values (${jobId}, ${projectId}, 'build', ${buildId}, '{}')`;
+  await database.owner`insert into builds (id, project_id, job_id, request)
+    values (${buildId}, ${projectId}, ${jobId}, ${JSON.stringify({ tags: ["web:1"] })}::jsonb)`;
+  const job = await claim();
+  expect(await beginBuild(db, job)).toEqual({ id: buildId, request: { tags: ["web:1"] }, nextSeq: 1 });
+
+  expect(await reportBuild(db, job, buildId, lines(1, "a", "b'\\\"{}"), steps)).toBe(true);
+  expect(await reportBuild(db, job, buildId, lines(3, "c"), null)).toBe(true);
+  expect(await reportBuild(db, job, buildId, [], steps)).toBe(true);
+  const stale = { ...job, epoch: job.epoch - 1 };
+  expect(await reportBuild(db, stale, buildId, lines(4, "late"), [])).toBe(false);
+  const log = await database.owner`select seq::int, text from build_logs where build_id = ${buildId} order by seq`;
+  expect([...log]).toEqual([
+    { seq: 1, text: "a" },
+    { seq: 2, text: "b'\\\"{}" },
+    { seq: 3, text: "c" },
+  ]);
+  expect((await database.owner`select steps from builds where id = ${buildId}`)[0]).toEqual({ steps });
+  // A later attempt goes on with the numbers.
+  expect((await beginBuild(db, job))?.nextSeq).toBe(4);
+
+  const digest = `sha256:${"3".repeat(64)}`;
+  const image = {
+    digest,
+    mediaType: "application/vnd.oci.image.manifest.v1+json",
+    manifest: {},
+    config: { architecture: "amd64", os: "linux", rootfs: { type: "layers" as const, diff_ids: [] } },
+    layers: [layer],
+    sizeBytes: 10,
+  };
+  const reference = parseReference("web:1");
+  expect(await recordBuiltImage(db, stale, buildId, image, [reference])).toBe(false);
+  expect(await database.owner`select * from images`).toHaveLength(0);
+  expect(await recordBuiltImage(db, job, buildId, image, [reference])).toBe(true);
+  expect([...(await database.owner`select repository, tag, digest from tags`)]).toEqual([
+    { repository: "web", tag: "1", digest },
+  ]);
+  expect((await database.owner`select image_digest from builds`)[0]).toEqual({ image_digest: digest });
+});
+
+test("a step's result is found by its key in its own project, the latest one", async () => {
+  expect(await findCachedStep(db, projectId, "k")).toBeNull();
+  await keepCachedStep(db, projectId, "k", { layer: null });
+  await keepCachedStep(db, projectId, "k", { layer });
+  expect(await findCachedStep(db, projectId, "k")).toEqual({ layer });
+  expect(await findCachedStep(db, newId("project"), "k")).toBeNull();
+});

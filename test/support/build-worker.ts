@@ -1,0 +1,137 @@
+import { createInterface } from "node:readline";
+import { resolveIn } from "../../src/build/tree.ts";
+import type { BuildRequest } from "../../src/core/build-request.ts";
+import { BerthError } from "../../src/core/errors.ts";
+import type { Image, Layer } from "../../src/core/image.ts";
+import { BuildReport } from "../../src/engine/build/report.ts";
+import { RootView } from "../../src/engine/build/root-view.ts";
+import { runBuild } from "../../src/engine/build/run-build.ts";
+import { FileBlobs } from "../../src/image/blobs.ts";
+import { LayerStore } from "../../src/image/layers.ts";
+import { Sandboxes } from "../../src/isolation/sandbox.ts";
+import { createLog } from "../../src/log.ts";
+
+// A worker with nothing but builds, driven by JSON lines (test/support/builds.ts). What it built is its registry.
+
+export interface BuildOrder {
+  /** The context's tar, base64. */
+  tar: string;
+  request: Partial<BuildRequest>;
+  /** The image is kept under this name for later FROMs. */
+  tag: string;
+  /** Cancel when a log line has this text. */
+  cancelAt?: string;
+}
+
+export interface BuildAnswer {
+  error: { code: string; message: string; facts: Record<string, string | number> } | null;
+  image: Image | null;
+  steps: { instruction: string; status: string; cached: boolean }[];
+  log: string[];
+  /** Every entry of the image's root: path → `mode uid:gid` and, for links, the target. */
+  files: Record<string, string>;
+  milliseconds: number;
+}
+
+const [, , dataDir = "", runDir = "", instance = ""] = process.argv;
+const sandboxes = await Sandboxes.open({ instance, runDir, dataDir, runtime: null }, createLog("worker", "warn"));
+await sandboxes.sweep([]);
+const blobs = new FileBlobs(`${dataDir}/blobs`);
+const layers = new LayerStore(`${dataDir}/worker/layers`, blobs);
+const images = new Map<string, Image>();
+const cache = new Map<string, { layer: Layer | null }>();
+
+const withRoot = <T>(paths: readonly string[], use: (root: RootView) => Promise<T>) =>
+  sandboxes.withView(paths, (root) => use(new RootView(root)));
+
+async function build(order: BuildOrder): Promise<BuildAnswer> {
+  const upload = Buffer.from(order.tar, "base64");
+  const { digest, sizeBytes } = await blobs.put(
+    (async function* () {
+      yield await Promise.resolve(upload);
+    })(),
+    { maxBytes: upload.length },
+  );
+  const request: BuildRequest = {
+    source: { kind: "archive", digest, sizeBytes },
+    dockerfile: "Dockerfile",
+    args: {},
+    tags: [],
+    labels: {},
+    noCache: false,
+    pull: false,
+    limits: { cpus: 1, memory: 256 * 2 ** 20, timeoutSeconds: 60 },
+    ...order.request,
+  };
+  const cancel = new AbortController();
+  const log: string[] = [];
+  const report = new BuildReport((lines) => {
+    for (const { text, stream } of lines) {
+      log.push(stream === "info" ? text : `${stream}: ${text}`);
+      if (order.cancelAt !== undefined && stream !== "info" && text.includes(order.cancelAt)) {
+        cancel.abort(new BerthError("cancelled", "It was cancelled."));
+      }
+    }
+    return Promise.resolve(true);
+  }, 1);
+  const started = performance.now();
+  let image: Image | null = null;
+  let error: BuildAnswer["error"] = null;
+  try {
+    const built = await runBuild(
+      request,
+      { buildId: `bld_${order.tag}`, projectId: "prj_test", limits: request.limits },
+      {
+        blobs,
+        layers,
+        sandboxes,
+        cache: {
+          find: (key) => Promise.resolve(cache.get(key) ?? null),
+          keep: (key, result) => {
+            cache.set(key, result);
+            return Promise.resolve();
+          },
+        },
+        image: ({ reference }) => {
+          const found = images.get(reference);
+          if (found === undefined) throw new BerthError("image_not_found", `There is no ${reference}.`);
+          return Promise.resolve(found);
+        },
+        withRoot,
+        scratch: `${dataDir}/worker/builds`,
+      },
+      report,
+      cancel.signal,
+    );
+    image = built.image;
+    images.set(order.tag, image);
+  } catch (thrown) {
+    if (!(thrown instanceof BerthError)) throw thrown;
+    error = { code: thrown.code, message: thrown.message, facts: thrown.facts };
+  }
+  const milliseconds = performance.now() - started;
+  await report.flush();
+  const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));
+  return { error, image, steps, log, files: image === null ? {} : await listFiles(image), milliseconds };
+}
+
+async function listFiles(image: Image): Promise<Record<string, string>> {
+  const files: Record<string, string> = {};
+  const paths = await Promise.all(image.layers.map((layer) => layers.ensure(layer)));
+  const visit = async (root: RootView, path: string): Promise<void> => {
+    const { entry } = await resolveIn(root, path, false);
+    if (entry === null) return;
+    const link = entry.type === "symlink" ? ` -> ${entry.target}` : "";
+    const caps = entry.xattrs.has("security.capability") ? " capability" : "";
+    files[path] = `${entry.mode.toString(8)} ${String(entry.uid)}:${String(entry.gid)}${link}${caps}`;
+    if (entry.type !== "directory") return;
+    for (const name of await root.list(path)) await visit(root, path === "/" ? `/${name}` : `${path}/${name}`);
+  };
+  if (paths.length > 0) await withRoot(paths, (root) => visit(root, "/"));
+  return files;
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  process.stdout.write(`${JSON.stringify(await build(JSON.parse(line) as BuildOrder))}\n`);
+}
+await sandboxes.close();
