@@ -83,7 +83,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
 
   const runner = new JobRunner(services, { build, pull }, jobsAtOnce);
   runner.start();
-  const agent = await listenAgent(agentApp(services, agentKey(secretKey)), socket, config.dataDir);
+  const agent = await listenAgent(agentApp(services, agentKey(secretKey)), socket, `${config.dataDir}/blobs`);
 
   const { promise: lost, resolve: lose } = Promise.withResolvers<string>();
   const timers = [

@@ -107,8 +107,8 @@ async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {
   for await (const line of lines) yield `${JSON.stringify(line)}\n`;
 }
 
-/** Listens on a Unix socket that only root and the owner of `dataDir` (the API's user) can open. */
-export async function listenAgent(app: Hono, socket: string, dataDir: string): Promise<Server> {
+/** Listens on a Unix socket that only root and the owner of `blobsDir` (the API's user) can open. */
+export async function listenAgent(app: Hono, socket: string, blobsDir: string): Promise<Server> {
   await rm(socket, { force: true });
   const server = createAdaptorServer({ fetch: app.fetch }) as unknown as Server;
   await new Promise<AddressInfo | string | null>((resolve, reject) => {
@@ -117,7 +117,7 @@ export async function listenAgent(app: Hono, socket: string, dataDir: string): P
       resolve(server.address());
     });
   });
-  const { uid, gid } = await stat(dataDir);
+  const { uid, gid } = await stat(blobsDir);
   await chown(socket, uid, gid);
   await chmod(socket, 0o600);
   return server;
