@@ -47,7 +47,7 @@ export async function startPrepared(
     reach("start.log");
     if (spec.network === "project") parts.firewall.admit(spec.slot, { project: spec.projectId, egress: true });
     reach("start.admit");
-    parts.mounts.mountRootfs({
+    await parts.mounts.mountRootfs({
       layers: [layout.mountTargets, ...spec.layers],
       upper: paths.disk.upper,
       work: paths.disk.work,

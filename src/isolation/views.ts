@@ -21,7 +21,7 @@ export class Views {
     const path = `${this.#dir}/${randomUUID()}`;
     await mkdir(path, { recursive: true, mode: 0o700 });
     try {
-      this.#mounts.mountView(layers, path);
+      await this.#mounts.mountView(layers, path);
       return await use(path);
     } finally {
       await this.#take(path);
