@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { ErofsWriter } from "./erofs/writer.ts";
 import { FileSink } from "./file-sink.ts";
+import type { ByteString } from "./layer-entry.ts";
 import { type LayerLimits, tooLarge } from "./layer-limits.ts";
 import type { LayerNode } from "./layer-node.ts";
 import { LayerTree } from "./layer-tree.ts";
@@ -9,11 +10,15 @@ import { readTar } from "./tar-read.ts";
 export interface Converted {
   /** Digest of the plain tar. */
   diffId: string;
-  tarBytes: number;
   imageBytes: number;
-  /** The tree that was written. */
-  root: LayerNode;
+  /** Paths of directories that the layer uses and does not describe, not more than `maxImplicit`. */
+  implicit: ByteString[];
+  /** Whether nothing of the layers below is to show. Overlayfs has no such mark for a whole layer. */
+  opaqueRoot: boolean;
 }
+
+/** Directories beyond these, which only a layer made for it has, get default attributes. */
+const maxImplicit = 10_000;
 
 /**
  * Converts a plain tar to an EROFS image at `path` (a new file), streaming. The file is durable when this returns; after an
@@ -46,8 +51,28 @@ export async function convertLayer(
     const diffId = hash.digest();
     const imageBytes = await image.finish(tree.root, diffId);
     await sink.sync();
-    return { diffId: `sha256:${diffId.toString("hex")}`, tarBytes, imageBytes, root: tree.root };
+    return {
+      diffId: `sha256:${diffId.toString("hex")}`,
+      imageBytes,
+      implicit: implicitDirectories(tree.root),
+      opaqueRoot: tree.root.opaque,
+    };
   } finally {
     await sink.close();
   }
+}
+
+function implicitDirectories(root: LayerNode): ByteString[] {
+  const implicit: ByteString[] = [];
+  const directories: { path: ByteString; node: LayerNode }[] = [{ path: "", node: root }];
+  // The array grows while it is walked.
+  for (const { path, node } of directories) {
+    for (const [name, child] of node.children ?? []) {
+      if (child.type !== "directory") continue;
+      const at = path === "" ? name : `${path}/${name}`;
+      directories.push({ path: at, node: child });
+      if (child.implicit && implicit.length < maxImplicit) implicit.push(at);
+    }
+  }
+  return implicit;
 }

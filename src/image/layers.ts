@@ -8,8 +8,9 @@ import { type BlobStore, syncDirectory } from "./blobs.ts";
 import { coalesce } from "./byte-reader.ts";
 import { decompress, gzip } from "./compress.ts";
 import { type Converted, convertLayer } from "./convert.ts";
-import { digestHex } from "./digest.ts";
-import type { LayerEntry } from "./layer-entry.ts";
+import { digestHex, digestOf } from "./digest.ts";
+import { inheritedAttributes, type StackedLayer } from "./inherited-attributes.ts";
+import type { ByteString, LayerEntry } from "./layer-entry.ts";
 import { defaultLimits, type LayerLimits } from "./layer-limits.ts";
 import { writeTar } from "./tar-write.ts";
 import { Tee } from "./tee.ts";
@@ -28,7 +29,12 @@ interface LayerRecord {
   imageBytes: number;
   /** Digests of the blobs whose plain tar was seen to have this diff id. Another's claim is checked, not believed. */
   digests: string[];
+  implicit: ByteString[];
+  opaqueRoot: boolean;
 }
+
+/** Images that only complete a stack of layers; they have no record and are made again by the next process. */
+const topSuffix = ".top.erofs";
 
 /**
  * The layers of one host: for each diff id one read-only EROFS image, `<directory>/<hex>.erofs`. It is a cache of the blob
@@ -40,6 +46,10 @@ export class LayerStore {
   readonly #limits: LayerLimits;
   /** The last task of each diff id: those of one diff id run one after the other. */
   readonly #tasks = new Map<string, Promise<unknown>>();
+  /** Records as they are on disk. */
+  readonly #records = new Map<string, LayerRecord>();
+  /** Per stack of layers (their diff ids) the image to put on top; null: none is needed. */
+  readonly #tops = new Map<string, string | null>();
 
   constructor(directory: string, blobs: BlobStore, limits: LayerLimits = defaultLimits) {
     this.#directory = directory;
@@ -47,7 +57,7 @@ export class LayerStore {
     this.#limits = limits;
   }
 
-  /** The image of a diff id, to be mounted; it is there once `ensure`, `import` or `create` has returned. */
+  /** The image of a diff id; it is there once `ensure`, `import` or `create` has returned. */
   path(diffId: string): string {
     return join(this.#directory, `${digestHex(diffId)}.erofs`);
   }
@@ -110,6 +120,30 @@ export class LayerStore {
     return this.path(layer.diffId);
   }
 
+  /**
+   * The images to mount for these layers (lowest first, both), so that the whole is what OCI's layer.md says: those that an
+   * opaque root hides are left out, and on top is what restores attributes of directories that a layer does not describe.
+   * Makes sure that all are there. Costs one stat a layer when they are.
+   */
+  async lowers(layers: readonly Layer[]): Promise<string[]> {
+    const ensured = await Promise.all(layers.map(async (layer) => ({ path: await this.ensure(layer), layer })));
+    const stack = ensured.map(({ path, layer }) => {
+      const record = this.#records.get(layer.diffId);
+      return { path, implicit: record?.implicit ?? [], opaqueRoot: record?.opaqueRoot ?? false };
+    });
+    const visible = stack.slice(
+      Math.max(
+        0,
+        stack.findLastIndex((layer) => layer.opaqueRoot),
+      ),
+    );
+    const paths = visible.map((layer) => layer.path);
+    if (visible.slice(1).every((layer) => layer.implicit.length === 0)) return paths;
+    const key = digestHex(digestOf(Buffer.from(paths.join("\n"))));
+    const top = await this.#exclusively(key, () => this.#top(key, visible));
+    return top === null ? paths : [...paths, top];
+  }
+
   /** The diff ids of all images. */
   async *list(): AsyncGenerator<string, void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
@@ -124,11 +158,11 @@ export class LayerStore {
     await this.#exclusively(diffId, () => this.#delete(diffId));
   }
 
-  /** Deletes what conversions that were cut off have left. To be called before any other use. */
+  /** Deletes what an earlier process has left that this one does not know. To be called before any other use. */
   async removeUnfinished(): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     for (const name of await readdir(this.#directory)) {
-      if (name.endsWith(".tmp")) await rm(join(this.#directory, name), { force: true });
+      if (name.endsWith(".tmp") || name.endsWith(topSuffix)) await rm(join(this.#directory, name), { force: true });
     }
   }
 
@@ -160,25 +194,47 @@ export class LayerStore {
     }
   }
 
+  async #top(key: string, stack: readonly StackedLayer[]): Promise<string | null> {
+    const known = this.#tops.get(key);
+    if (known !== undefined) return known;
+    const entries = await inheritedAttributes(stack);
+    const path = entries.length === 0 ? null : join(this.#directory, `${key}${topSuffix}`);
+    if (path !== null) {
+      const temporary = join(this.#directory, `${randomUUID()}.tmp`);
+      try {
+        await convertLayer(writeTar(entries), temporary, this.#limits);
+        await rename(temporary, path);
+      } finally {
+        await rm(temporary, { force: true });
+      }
+    }
+    this.#tops.set(key, path);
+    return path;
+  }
+
   async #keep(temporary: string, converted: Converted, digest: string): Promise<void> {
-    const { diffId, imageBytes } = converted;
+    const { diffId, imageBytes, implicit, opaqueRoot } = converted;
     const before = await this.#record(diffId);
     const digests = [...new Set([...(before?.digests ?? []), digest])];
     // An image that is there may be mounted; it is the same.
     if (before === null) await rename(temporary, this.path(diffId));
-    const record: LayerRecord = { writer: writerVersion, imageBytes, digests };
+    const record: LayerRecord = { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot };
     const recordFile = this.#recordPath(diffId);
     await writeFile(`${recordFile}.tmp`, JSON.stringify(record), { flush: true });
     await rename(`${recordFile}.tmp`, recordFile);
     await syncDirectory(this.#directory);
+    this.#records.set(diffId, record);
   }
 
   /** The record of a whole image of this version; null when it is missing, cut short or old. */
   async #record(diffId: string): Promise<LayerRecord | null> {
     try {
-      const record = JSON.parse(await readFile(this.#recordPath(diffId), "utf8")) as LayerRecord;
       const { size } = await stat(this.path(diffId));
-      return record.writer === writerVersion && record.imageBytes === size ? record : null;
+      const record =
+        this.#records.get(diffId) ?? (JSON.parse(await readFile(this.#recordPath(diffId), "utf8")) as LayerRecord);
+      if (record.writer !== writerVersion || record.imageBytes !== size) return null;
+      this.#records.set(diffId, record);
+      return record;
     } catch (error) {
       if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === "ENOENT") return null;
       throw error;
@@ -190,6 +246,7 @@ export class LayerStore {
   }
 
   async #delete(diffId: string): Promise<void> {
+    this.#records.delete(diffId);
     await rm(this.#recordPath(diffId), { force: true });
     await rm(this.path(diffId), { force: true });
   }

@@ -3,10 +3,10 @@ import { formatReference, type ImageReference } from "../core/reference.ts";
 import type { BlobStore } from "./blobs.ts";
 import type { LayerStore } from "./layers.ts";
 import { type ImageManifest, joinImage, parseConfig, parseManifest, selectManifest } from "./manifest.ts";
-import { hostPlatform, parsePlatform, type Platform } from "./platform.ts";
-import type { FetchedManifest, Repository } from "./repository.ts";
+import { hostPlatform, type Platform, parsePlatform } from "./platform.ts";
 import type { Registry } from "./registry.ts";
 import type { RegistryAuth } from "./registry-auth.ts";
+import type { FetchedManifest, Repository } from "./repository.ts";
 
 /** Layers that are transferred at the same time. */
 const parallel = 3;

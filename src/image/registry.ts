@@ -4,7 +4,7 @@ import { HttpClient } from "./http.ts";
 import { OutboundPolicy } from "./outbound.ts";
 import type { RegistryAuth } from "./registry-auth.ts";
 import { type FetchedManifest, Repository } from "./repository.ts";
-import { type RetryOptions, Retry } from "./retry.ts";
+import { Retry, type RetryOptions } from "./retry.ts";
 
 export interface RegistryOptions {
   /** Registry host → base URL of a mirror that is asked first. */

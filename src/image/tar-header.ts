@@ -79,17 +79,29 @@ function parseString(block: Buffer, offset: number, length: number): ByteString 
 /** Octal text, or GNU's base-256 when the first bit is set (two's complement, big endian). */
 function parseNumber(block: Buffer, offset: number, length: number, field: string): number {
   const first = block[offset] ?? 0;
-  if ((first & 0x80) === 0) {
-    const text = block.toString("latin1", offset, offset + length).replace(/^[ \0]+|[ \0]+$/g, "");
-    if (!/^[0-7]*$/.test(text)) throw invalidTar(`the ${field} of a header is not a number`);
-    return text === "" ? 0 : Number.parseInt(text, 8);
-  }
+  if ((first & 0x80) === 0) return parseOctal(block, offset, offset + length, field);
   let value = (first & 0x40) === 0 ? BigInt(first & 0x3f) : BigInt(first & 0x3f) - 0x40n;
   for (let i = 1; i < length; i++) value = (value << 8n) | BigInt(block[offset + i] ?? 0);
   if (value > BigInt(Number.MAX_SAFE_INTEGER) || value < BigInt(Number.MIN_SAFE_INTEGER)) {
     throw invalidTar(`the ${field} of a header is too large`);
   }
   return Number(value);
+}
+
+/** Digits with spaces or NULs before and after them; none at all is 0. Byte by byte: each entry has six of these. */
+function parseOctal(block: Buffer, start: number, end: number, field: string): number {
+  let at = start;
+  let last = end;
+  const isBlank = (byte: number | undefined): boolean => byte === 0x20 || byte === 0;
+  while (at < last && isBlank(block[at])) at++;
+  while (last > at && isBlank(block[last - 1])) last--;
+  let value = 0;
+  for (; at < last; at++) {
+    const digit = (block[at] ?? 0) - 0x30;
+    if (digit < 0 || digit > 7) throw invalidTar(`the ${field} of a header is not a number`);
+    value = value * 8 + digit;
+  }
+  return value;
 }
 
 function writeOctal(block: Buffer, offset: number, length: number, value: number): void {

@@ -1,4 +1,4 @@
-import { closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync, type BigIntStats } from "node:fs";
+import { type BigIntStats, closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { readXattrs } from "./file-xattrs.ts";
 import { type ByteString, type LayerEntry, noContent } from "./layer-entry.ts";

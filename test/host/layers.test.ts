@@ -15,7 +15,7 @@ import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { readUpper } from "../../src/image/upper.ts";
 import { collect, entry, gather, layerBlob, sha256 } from "../support/image.ts";
-import { listTree } from "../support/tree.ts";
+import { listTree, type TreeListing } from "../support/tree.ts";
 
 let directory: string;
 let blobs: FileBlobs;
@@ -39,8 +39,12 @@ async function mountPoint(): Promise<string> {
 }
 
 async function mountLayer(layer: Layer): Promise<string> {
+  return mountImage(layers.path(layer.diffId));
+}
+
+async function mountImage(image: string): Promise<string> {
   const target = await mountPoint();
-  execFileSync("mount", ["-t", "erofs", "-o", "ro,nodev", layers.path(layer.diffId), target]);
+  execFileSync("mount", ["-t", "erofs", "-o", "ro,nodev", image, target]);
   mounted.push(target);
   return target;
 }
@@ -324,6 +328,56 @@ describe("overlays", () => {
       ["etc", "symlink", "/etc"],
       ["root", "symlink", "/proc/self/root"],
     ]);
+  });
+
+  const showStack = async (stack: Layer[]): Promise<TreeListing> => {
+    const mounts = [];
+    for (const image of await layers.lowers(stack)) mounts.push(await mountImage(image));
+    return listTree(await mountOverlay(mounts, await mountPoint()), { skipTimes: true });
+  };
+
+  test("a directory that a layer uses without describing it keeps the attributes that lower layers gave it", async () => {
+    const xattrs = new Map([["user.note", Buffer.from("n")]]);
+    const base = await layers.create([
+      entry("tmp", { type: "directory", mode: 0o1777 }),
+      entry("home", { type: "directory", mode: 0o711 }),
+      entry("home/ada", { type: "directory", mode: 0o700, uid: 1000, gid: 1000, xattrs }),
+      entry("plain", { type: "directory" }),
+      entry("hidden", { type: "directory", mode: 0o700 }),
+      entry("file", { content: "f" }),
+    ]);
+    const upper = await layers.create([
+      entry("tmp/x", { content: "x" }),
+      entry("home/ada/y", { content: "y" }),
+      entry("plain/z", { content: "z" }),
+      entry(".wh.hidden"),
+      entry("hidden/new", { content: "n" }),
+      entry("file/x", { content: "now a directory" }),
+    ]);
+    const shown = await showStack([base, upper]);
+    expect(shown.tmp).toMatch(/^d 1777 0:0 /);
+    expect(shown.home).toMatch(/^d 711 0:0 /);
+    expect(shown["home/ada"]).toMatch(/^d 700 1000:1000 .*user\.note=6e/);
+    expect(shown["home/ada/y"]).toMatch(/^f /);
+    for (const path of ["plain", "hidden", "file"]) expect(shown[path]).toMatch(/^d 755 0:0 /);
+    // Once a layer describes it, that counts; a layer on top that only uses it changes nothing.
+    const described = await layers.create([entry("tmp", { type: "directory", mode: 0o1770 })]);
+    expect((await showStack([base, upper, described])).tmp).toMatch(/^d 1770 /);
+    const more = await layers.create([entry("tmp/more", { content: "m" })]);
+    expect((await showStack([base, described, upper, more])).tmp).toMatch(/^d 1770 /);
+    // The probe sees the loss when the images are mounted as they are.
+    const bare = await mountOverlay([await mountLayer(base), await mountLayer(upper)], await mountPoint());
+    expect(listTree(bare).tmp).toMatch(/^d 755 /);
+    expect(await layers.lowers([base])).toEqual([layers.path(base.diffId)]);
+  });
+
+  test("a layer whose root is opaque hides all layers below", async () => {
+    const base = await layers.create([entry("old", { content: "o" })]);
+    const upper = await layers.create([entry(".wh..wh..opq"), entry("new", { content: "n" })]);
+    expect(await layers.lowers([base, upper])).toEqual([layers.path(upper.diffId)]);
+    // Known again to a store that did not make it.
+    const again = new LayerStore(join(directory, "layers"), blobs);
+    expect(await again.lowers([base, upper, base])).toEqual([upper, base].map((one) => again.path(one.diffId)));
   });
 
   test("a whiteout and an opaque directory hide what is below", async () => {

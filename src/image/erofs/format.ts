@@ -1,4 +1,5 @@
-import type { LayerNode } from "../layer-node.ts";
+import type { Timestamp } from "../layer-entry.ts";
+import type { LayerNode, NodeType } from "../layer-node.ts";
 
 /*
  * EROFS's on-disk format as in Linux's fs/erofs/erofs_fs.h: little endian, 4 KiB blocks, no optional feature, so that
@@ -86,4 +87,40 @@ export function encodeInode(node: LayerNode, data: DataPlace, xattrCount: number
   bytes.writeUInt32LE(node.mtime.nanoseconds, 40);
   bytes.writeUInt32LE(node.links, 44);
   return bytes;
+}
+
+/** The inverse of `encodeSuperblock`, for what a look-up needs. @throws RangeError when it is none. */
+export function decodeSuperblock(bytes: Buffer): Pick<Superblock, "rootNid" | "metadataBlock"> {
+  if (bytes.readUInt32LE(0) !== magic) throw new RangeError("this is not an EROFS image");
+  return { rootNid: bytes.readUInt16LE(14), metadataBlock: bytes.readUInt32LE(40) };
+}
+
+export interface DecodedInode {
+  type: NodeType;
+  mode: number;
+  uid: number;
+  gid: number;
+  mtime: Timestamp;
+  size: number;
+  block: number;
+  inline: boolean;
+  xattrCount: number;
+}
+
+/** The inverse of `encodeInode`. */
+export function decodeInode(bytes: Buffer): DecodedInode {
+  const mode = bytes.readUInt16LE(4);
+  const type = (Object.keys(modeBits) as NodeType[]).find((one) => modeBits[one] === (mode & 0o170000));
+  if (type === undefined) throw new RangeError("an inode of a type that Berth does not write");
+  return {
+    type,
+    mode: mode & 0o7777,
+    uid: bytes.readUInt32LE(24),
+    gid: bytes.readUInt32LE(28),
+    mtime: { seconds: Number(bytes.readBigInt64LE(32)), nanoseconds: bytes.readUInt32LE(40) },
+    size: bytes.readUInt32LE(8) + bytes.readUInt32LE(12) * 2 ** 32,
+    block: bytes.readUInt32LE(16),
+    inline: bytes.readUInt16LE(0) >> 1 === layouts.inline,
+    xattrCount: bytes.readUInt16LE(2),
+  };
 }

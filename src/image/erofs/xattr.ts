@@ -9,7 +9,7 @@ const prefixes: readonly (readonly [prefix: string, index: number])[] = [
 ];
 
 const headerSize = 12;
-const opaqueName = "trusted.overlay.opaque";
+export const opaqueName = "trusted.overlay.opaque";
 const none = Buffer.alloc(0);
 
 /** Whether the node has any xattr in the image: its own, or overlayfs's mark of an opaque directory. */
@@ -37,6 +37,24 @@ export function xattrsSize(node: LayerNode): number {
 /** `i_xattr_icount` for that many bytes: 1 for the header and 1 for each 4 bytes after it; 0 for none. */
 export function xattrCount(size: number): number {
   return size === 0 ? 0 : 1 + (size - headerSize) / 4;
+}
+
+/** The inverse of `xattrCount`. */
+export function xattrsBytes(count: number): number {
+  return count === 0 ? 0 : headerSize + (count - 1) * 4;
+}
+
+/** The inverse of `encodeXattrs`; an opaque directory's mark is among them. */
+export function decodeXattrs(bytes: Buffer): Map<ByteString, Uint8Array> {
+  const xattrs = new Map<ByteString, Uint8Array>();
+  for (let at = headerSize; at < bytes.length; ) {
+    const nameEnd = at + 4 + bytes.readUInt8(at);
+    const valueEnd = nameEnd + bytes.readUInt16LE(at + 2);
+    const prefix = prefixes.find(([, index]) => index === bytes.readUInt8(at + 1))?.[0] ?? "";
+    xattrs.set(prefix + bytes.toString("latin1", at + 4, nameEnd), bytes.subarray(nameEnd, valueEnd));
+    at = (valueEnd + 3) & ~3;
+  }
+  return xattrs;
 }
 
 function encodeEntry(name: ByteString, value: Uint8Array): Buffer {
