@@ -208,7 +208,7 @@ export class Converger {
       await this.#write(container, { ...begun, slot, ipAddress: sandboxes.addressOf(slot), imageDigest: image.digest });
       const log = logPath(config.dataDir, id);
       await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
-      const layers = image.layers.map((layer) => this.#services.layers.path(layer.diffId));
+      const layers = await this.#services.layers.lowers(image.layers);
       const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }));
       const wanted = container.ports.filter((port) => port.status !== "removing");
       await sandboxes.publish(id, wanted);

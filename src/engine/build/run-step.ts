@@ -35,7 +35,7 @@ export async function runStep(
   if (step.mounts.length > 0) throw new BerthError("not_supported", "RUN --mount is not supported yet.");
   const { sandboxes } = means;
   const below = step.script === null ? layers : [...layers, await scriptLayer(means.layers, step.script)];
-  const paths = await Promise.all(below.map((layer) => means.layers.ensure(layer)));
+  const paths = await means.layers.lowers(below);
   signal.throwIfAborted();
   const id = `${build.buildId}-${step.index}`;
   const slot = sandboxes.takeSlot();

@@ -114,7 +114,7 @@ async function withLayers<T>(
   use: (root: FileTree) => Promise<T>,
 ): Promise<T> {
   if (layers.length === 0) return use(emptyRoot);
-  return means.withRoot(await Promise.all(layers.map((layer) => means.layers.ensure(layer))), use);
+  return means.withRoot(await means.layers.lowers(layers), use);
 }
 
 /** The directory of a WORKDIR when the root does not have it; null: it has. */
