@@ -1,10 +1,10 @@
 import { createHash } from "node:crypto";
 import { gzipSync } from "node:zlib";
+import type { Image, ImageProcess, Layer } from "../../src/core/image.ts";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { noContent, noXattrs } from "../../src/image/layer-entry.ts";
 import { mediaTypes, writeImage } from "../../src/image/manifest.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
-import type { Image, ImageProcess, Layer } from "../../src/core/image.ts";
 
 /** An entry with what it does not say filled in; text content gives the size. */
 export function entry(
