@@ -221,3 +221,10 @@ export function get(address: string, port: number, path = ""): string[] {
 export function ping(address: string, ...more: string[]): string[] {
   return ["busybox", "ping", "-c", "1", "-W", "1", ...more, address];
 }
+
+/** Arguments that send one datagram from a port of choice, or fail if the port is taken. */
+export function datagram(fromPort: number, address: string, port: number): string[] {
+  const script = `const s = require("node:dgram").createSocket("udp4");
+    s.bind(${fromPort}, () => s.send("x", ${port}, "${address}", () => s.close()));`;
+  return [nodeBinary, "-e", script];
+}
