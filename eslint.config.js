@@ -15,6 +15,8 @@ export default tseslint.config(
     },
     rules: {
       "@typescript-eslint/switch-exhaustiveness-check": "error",
+      // Promise.withResolvers<void>() is how it is written.
+      "@typescript-eslint/no-invalid-void-type": "off",
       // A number has one way to be written.
       "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true }],
       "no-restricted-properties": [

@@ -1,7 +1,6 @@
 import { createHash } from "node:crypto";
 import { cpus, hostname, totalmem } from "node:os";
 import { resolve } from "node:path";
-import { z } from "zod";
 
 /**
  * The settings of one Berth process, read once from the environment. `instance` tells several Berths on one machine
@@ -34,95 +33,98 @@ export interface Config {
   host: { cpus: number; memory: number };
 }
 
-const list = z
-  .string()
-  .default("")
-  .transform((text) =>
-    text
-      .split(",")
-      .map((part) => part.trim())
-      .filter((part) => part !== ""),
-  );
-
-const environment = z.object({
-  BERTH_ROLE: z.enum(["all", "api", "worker"]).default("all"),
-  BERTH_LISTEN: z
-    .string()
-    .regex(/^[^:]+:\d{1,5}$/, "must be ADDRESS:PORT")
-    .default("127.0.0.1:7070"),
-  BERTH_DATA_DIR: z.string().min(1).optional(),
-  // The supervisor sets it for its children, which need not be root to share root's run directory.
-  BERTH_RUN_DIR: z.string().startsWith("/", "must be an absolute path").optional(),
-  BERTH_DATABASE_URL: z
-    .string()
-    .regex(/^postgres(ql)?:\/\//, "must be a postgres:// URL")
-    .optional(),
-  BERTH_ADMIN_TOKEN: z.string().min(20, "must have at least 20 characters").optional(),
-  BERTH_SECRET_KEY: z.string().min(32, "must have at least 32 characters").optional(),
-  BERTH_DEMO: z.enum(["0", "1"]).default("1"),
-  BERTH_RUNTIME: z.enum(["crun", "runc"]).optional(),
-  BERTH_HOST_NAME: z.string().min(1).default(hostname()),
-  BERTH_HOST_ADDRESS: z.string().min(1).default("127.0.0.1"),
-  BERTH_PORT_RANGE: z
-    .string()
-    .regex(/^\d{1,5}-\d{1,5}$/, "must be FIRST-LAST")
-    .default("8000-8999"),
-  BERTH_REGISTRY_MIRRORS: list,
-  BERTH_INSECURE_REGISTRIES: list,
-  BERTH_OUTBOUND_ALLOW: list,
-  BERTH_CORS_ORIGINS: list,
-  BERTH_LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
-});
-
 /** A setting that can't be used; `message` is the one line to show. */
 export class ConfigError extends Error {}
 
-/** Reads the settings. @throws ConfigError naming the first variable that has a bad value. */
-export function readConfig(env: Record<string, string | undefined>): Config {
-  // An empty variable is an unset one, as in every shell.
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
-  const parsed = environment.safeParse(given);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0];
-    throw new ConfigError(`${String(issue?.path[0])}: ${issue?.message ?? "bad value"}`);
-  }
-  const e = parsed.data;
-  const colon = e.BERTH_LISTEN.lastIndexOf(":");
-  const port = Number(e.BERTH_LISTEN.slice(colon + 1));
-  if (port > 65535) throw new ConfigError("BERTH_LISTEN: the port must be at most 65535");
-  const [first = 0, last = 0] = e.BERTH_PORT_RANGE.split("-").map(Number);
-  if (first < 1 || last > 65535 || first > last)
-    throw new ConfigError("BERTH_PORT_RANGE: must be within 1-65535, first before last");
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** The variable's text when it is set, has a value (an empty variable is an unset one) and passes `good`. */
+function text(env: Environment, name: string, good: (value: string) => boolean, rule: string): string | null {
+  const value = env[name] ?? "";
+  if (value === "") return null;
+  if (!good(value)) throw new ConfigError(`${name}: ${rule}`);
+  return value;
+}
+
+function choice<const T extends string>(env: Environment, name: string, values: readonly T[], fallback: T): T {
+  const value = env[name] ?? "";
+  if (value === "") return fallback;
+  const known = values.find((each) => each === value);
+  if (known === undefined) throw new ConfigError(`${name}: must be one of ${values.join(", ")}`);
+  return known;
+}
+
+/** Values that are separated by commas. */
+function list(env: Environment, name: string): string[] {
+  const parts = (env[name] ?? "").split(",");
+  return parts.map((part) => part.trim()).filter((part) => part !== "");
+}
+
+function listenAddress(env: Environment): Config["listen"] {
+  const good = (value: string) => /^[^:]+:\d{1,5}$/.test(value) && Number(value.split(":")[1]) <= 65_535;
+  const value = text(env, "BERTH_LISTEN", good, "must be ADDRESS:PORT, the port at most 65535") ?? "127.0.0.1:7070";
+  const [host = "", port = ""] = value.split(":");
+  return { host, port: Number(port) };
+}
+
+function portRange(env: Environment): Config["portRange"] {
+  const parse = (value: string) => (/^\d{1,5}-\d{1,5}$/.test(value) ? value.split("-").map(Number) : []);
+  const good = (value: string) => {
+    const [first = 0, last = 0] = parse(value);
+    return first >= 1 && last <= 65_535 && first <= last;
+  };
+  const rule = "must be FIRST-LAST within 1-65535, first before last";
+  const [first = 0, last = 0] = parse(text(env, "BERTH_PORT_RANGE", good, rule) ?? "8000-8999");
+  return { first, last };
+}
+
+function registryMirrors(env: Environment): Map<string, string> {
   const mirrors = new Map<string, string>();
-  for (const entry of e.BERTH_REGISTRY_MIRRORS) {
+  for (const entry of list(env, "BERTH_REGISTRY_MIRRORS")) {
     const equals = entry.indexOf("=");
     if (equals < 1 || !URL.canParse(entry.slice(equals + 1))) {
       throw new ConfigError("BERTH_REGISTRY_MIRRORS: must be REGISTRY=URL, separated by commas");
     }
     mirrors.set(entry.slice(0, equals), entry.slice(equals + 1).replace(/\/$/, ""));
   }
+  return mirrors;
+}
+
+/**
+ * Reads the settings. By hand, since the supervisor reads them before it starts anything: a schema library would add
+ * 0.1 s to each start.
+ * @throws ConfigError naming the first variable that has a bad value
+ */
+export function readConfig(env: Environment): Config {
+  const any = () => true;
+  const atLeast = (length: number) => (value: string) => value.length >= length;
+  const postgres = (value: string) => /^postgres(ql)?:\/\//.test(value);
+  const absolute = (value: string) => value.startsWith("/");
   const root = process.getuid?.() === 0;
-  const dataDir = resolve(e.BERTH_DATA_DIR ?? (root ? "/var/lib/berth" : `${env.HOME ?? "."}/.local/share/berth`));
+  const home = root ? "/var/lib/berth" : `${env.HOME ?? "."}/.local/share/berth`;
+  const dataDir = resolve(text(env, "BERTH_DATA_DIR", any, "") ?? home);
   const instance = createHash("sha256").update(dataDir).digest("hex").slice(0, 6);
+  const runDir = root ? `/run/berth/${instance}` : `${dataDir}/run`;
   return {
-    role: e.BERTH_ROLE,
-    listen: { host: e.BERTH_LISTEN.slice(0, colon), port },
+    role: choice(env, "BERTH_ROLE", ["all", "api", "worker"], "all"),
+    listen: listenAddress(env),
     dataDir,
-    runDir: e.BERTH_RUN_DIR ?? (root ? `/run/berth/${instance}` : `${dataDir}/run`),
+    // The supervisor sets it for its children, which need not be root to share root's run directory.
+    runDir: text(env, "BERTH_RUN_DIR", absolute, "must be an absolute path") ?? runDir,
     instance,
-    databaseUrl: e.BERTH_DATABASE_URL ?? null,
-    adminToken: e.BERTH_ADMIN_TOKEN ?? null,
-    secretKey: e.BERTH_SECRET_KEY ?? null,
-    demo: e.BERTH_DEMO === "1",
-    runtime: e.BERTH_RUNTIME ?? null,
-    hostName: e.BERTH_HOST_NAME,
-    hostAddress: e.BERTH_HOST_ADDRESS,
-    portRange: { first, last },
-    registryMirrors: mirrors,
-    insecureRegistries: new Set(e.BERTH_INSECURE_REGISTRIES),
-    outboundAllow: e.BERTH_OUTBOUND_ALLOW,
-    corsOrigins: e.BERTH_CORS_ORIGINS,
-    logLevel: e.BERTH_LOG_LEVEL,
+    databaseUrl: text(env, "BERTH_DATABASE_URL", postgres, "must be a postgres:// URL"),
+    adminToken: text(env, "BERTH_ADMIN_TOKEN", atLeast(20), "must have at least 20 characters"),
+    secretKey: text(env, "BERTH_SECRET_KEY", atLeast(32), "must have at least 32 characters"),
+    demo: choice(env, "BERTH_DEMO", ["0", "1"], "1") === "1",
+    runtime: (env.BERTH_RUNTIME ?? "") === "" ? null : choice(env, "BERTH_RUNTIME", ["crun", "runc"], "crun"),
+    hostName: text(env, "BERTH_HOST_NAME", any, "") ?? hostname(),
+    hostAddress: text(env, "BERTH_HOST_ADDRESS", any, "") ?? "127.0.0.1",
+    portRange: portRange(env),
+    registryMirrors: registryMirrors(env),
+    insecureRegistries: new Set(list(env, "BERTH_INSECURE_REGISTRIES")),
+    outboundAllow: list(env, "BERTH_OUTBOUND_ALLOW"),
+    corsOrigins: list(env, "BERTH_CORS_ORIGINS"),
+    logLevel: choice(env, "BERTH_LOG_LEVEL", ["trace", "debug", "info", "warn", "error", "silent"], "warn"),
     host: { cpus: cpus().length, memory: totalmem() },
   };
 }

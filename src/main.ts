@@ -1,7 +1,6 @@
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Config, ConfigError, readConfig } from "./config.ts";
-import { runDemo } from "./demo/demo.ts";
 import { closedParent, directoriesOf, makeDataDirectory } from "./supervisor/directories.ts";
 import { takeLock } from "./supervisor/lock.ts";
 import { type Running, startBerth } from "./supervisor/start.ts";
@@ -46,6 +45,7 @@ async function demonstrate(config: Config, { token }: Running): Promise<void> {
   const url = `http://${config.listen.host}:${String(config.listen.port)}`;
   const { first: firstPort, last: lastPort } = config.portRange;
   try {
+    const { runDemo } = await import("./demo/demo.ts");
     await runDemo({ url, token: token.text, tokenFile: token.file, clone, firstPort, lastPort, say: print });
   } catch (error) {
     print(`The example did not work: ${error instanceof Error ? error.message : String(error)}`);

@@ -1,5 +1,4 @@
 import type { Config } from "../config.ts";
-import { prepareDatabase } from "../db/prepare.ts";
 import { Child } from "./child.ts";
 import { Database } from "./database.ts";
 import { childEnvironment } from "./environment.ts";
@@ -50,9 +49,12 @@ export async function startBerth(
     ]);
     // When the database fails, that is what to tell; the children end with it.
     roles.catch(() => undefined);
+    // Loaded when the roles' processes are under way: they take longest.
+    const preparation = import("../db/prepare.ts");
     if (config.databaseUrl === null) database = await Database.start(ground.database, say);
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
+    const { prepareDatabase } = await preparation;
     const { migrations } = await prepareDatabase(address, api === null ? null : ground.token.text);
     letBegin();
     const [apiMs, workerMs] = await roles;
