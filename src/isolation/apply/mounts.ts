@@ -129,9 +129,15 @@ export class Mounts {
     this.#mounted.clear();
   }
 
+  /**
+   * An image may have one layer twice (empty ones often), an overlay may not (ELOOP). The upper of the two hides all that
+   * the lower one has, so the lower one is left out.
+   */
   async #places(layers: readonly string[]): Promise<string[]> {
     const places: string[] = [];
-    for (const layer of layers) places.push(await this.mountLayer(layer));
+    for (const [index, layer] of layers.entries()) {
+      if (layers.lastIndexOf(layer) === index) places.push(await this.mountLayer(layer));
+    }
     return places;
   }
 
