@@ -1,0 +1,135 @@
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { type BuildWorker, busybox, startBuildWorker } from "../support/builds.ts";
+import { entry } from "../support/image.ts";
+
+// Builds by strangers: what they bring must stay inside. The canary is a file of the host at a path that they aim at.
+
+const canary = "/tmp/berth-build-canary";
+let worker: BuildWorker;
+
+beforeAll(async () => {
+  writeFileSync(canary, "host\n");
+  worker = await startBuildWorker();
+  const dockerfile = ["FROM scratch", "COPY busybox /bin/busybox", 'RUN ["/bin/busybox", "--install", "-s", "/bin"]'];
+  expect((await worker.build("base", dockerfile, { busybox: busybox() })).error).toBeNull();
+});
+afterAll(async () => {
+  await worker.stop();
+  rmSync(canary, { force: true });
+});
+afterEach(() => {
+  expect(readFileSync(canary, "utf8")).toBe("host\n");
+  expect(existsSync(`${canary}-made`)).toBe(false);
+  expect(worker.leftovers()).toEqual([]);
+});
+
+test("COPY into an image whose directories are links to everywhere stays in the image", async () => {
+  const answer = await worker.build(
+    "into",
+    [
+      "FROM base",
+      "RUN mkdir /tmp && ln -s / /up && ln -s ../../../../../tmp /rel && ln -s /tmp/berth-build-canary /aim",
+      "COPY a /up/tmp/berth-build-canary-made",
+      "COPY a /rel/berth-build-canary",
+      "COPY a /aim",
+      "ADD x.tar /rel/",
+      "RUN cat /tmp/berth-build-canary /tmp/berth-build-canary-made /tmp/inner",
+    ],
+    [
+      entry("a", { content: "mine\n" }),
+      entry("x.tar", { content: Buffer.concat([tarOf("inner", "inner\n"), Buffer.alloc(1024)]) }),
+    ],
+  );
+  expect(answer.error).toBeNull();
+  expect(answer.log.filter((line) => line.startsWith("stdout"))).toEqual([
+    "stdout: mine",
+    "stdout: mine",
+    "stdout: inner",
+  ]);
+});
+
+test("COPY out of a stage whose files are links to everywhere reads the stage only", async () => {
+  const stage = [
+    "FROM base AS evil",
+    "RUN mkdir -p /tmp /d && echo mine > /tmp/f && ln -s / /root-link && ln -s /proc/1/root /proc-link && ln -s /tmp/berth-build-canary /d/link",
+  ];
+  const answer = await worker.build("out", [
+    ...stage,
+    "FROM base",
+    "COPY --from=evil /root-link/tmp/f /f",
+    "COPY --from=evil /../../../tmp/f /g",
+    "COPY --from=evil /d /d",
+  ]);
+  expect(answer.error).toBeNull();
+  // A link in a directory is copied as a link, not read through.
+  expect(answer.files["/d/link"]).toBe("777 0:0 -> /tmp/berth-build-canary");
+  for (const path of ["/d/link", "/proc-link/tmp/berth-build-canary", "/root-link/tmp/berth-build-canary"]) {
+    const refused = await worker.build("out", [...stage, "FROM base", `COPY --from=evil ${path} /x`]);
+    expect(refused.error).toMatchObject({ code: "invalid_context", facts: { line: 4 } });
+  }
+});
+
+test("WORKDIR can't reach the worker's descriptors, by name or by a link; no descriptor leaks into a step", async () => {
+  for (const lines of [
+    ["WORKDIR /proc/self/fd/7"],
+    ["RUN ln -s /proc/self/fd/7 /x", "WORKDIR /x"],
+    ["RUN ln -s /proc /x", "WORKDIR /x/self/cwd"],
+  ]) {
+    const answer = await worker.build("workdir", ["FROM base", ...lines, "RUN ls -l ../../../tmp"]);
+    expect(answer.error).toMatchObject({ code: "invalid_dockerfile", facts: { line: lines.length + 1 } });
+  }
+  const answer = await worker.build("descriptors", ["FROM base", "RUN cd /proc/self/fd && echo * && readlink *"]);
+  const out = answer.log.filter((line) => line.startsWith("stdout")).map((line) => line.slice(8));
+  // Three of stdio, and the one that the listing itself has open.
+  expect(out[0]).toBe("0 1 2 3");
+  expect(
+    out.slice(1).filter((target) => target.startsWith("/") && !/^\/dev\/null$|^\/proc\/\d+\/fd$/.test(target)),
+  ).toEqual([]);
+});
+
+test("programs of the image never run outside the sandbox, whatever their names", async () => {
+  const script = `#!/bin/sh\necho owned > ${canary}-made\n`;
+  const names = ["tar", "gzip", "gunzip", "xz", "sh", "unpigz", "id"];
+  const tools = Object.fromEntries(names.map((name) => [`bin/${name}`, Buffer.from(script)]));
+  const answer = await worker.build(
+    "tools",
+    ["FROM scratch", "COPY bin /bin", "COPY bin /usr/bin", "ADD x.tar /y/", "WORKDIR /z"],
+    [
+      ...Object.entries(tools).map(([path, content]) => entry(path, { content, mode: 0o755 })),
+      entry("x.tar", { content: Buffer.concat([tarOf("f", "f"), Buffer.alloc(1024)]) }),
+    ],
+  );
+  expect(answer.error).toBeNull();
+  expect(answer.files["/y/f"]).toBe("644 0:0");
+});
+
+test("a foreign frontend is noted and never fetched", async () => {
+  const answer = await worker.build("syntax", ["# syntax=evil.example/frontend:latest", "FROM base", "RUN true"]);
+  expect(answer.error).toBeNull();
+});
+
+test("an image is what its builder may see: setuid and owners stay, ids beyond the range become nobody's", async () => {
+  const answer = await worker.build(
+    "ids",
+    ["FROM base", "COPY --chown=65535:65535 a /a", "RUN chown 1000:1000 /a; chmod 4755 /a"],
+    { a: "a" },
+  );
+  expect(answer.files["/a"]).toBe("4755 1000:1000");
+});
+
+/** A tar of one file, by hand: what a stranger would send need not be what our writer writes. */
+function tarOf(name: string, content: string): Buffer {
+  const header = Buffer.alloc(512);
+  header.write(name);
+  header.write("0000644\0", 100);
+  header.write("0000000\0", 108);
+  header.write("0000000\0", 116);
+  header.write(`${content.length.toString(8).padStart(11, "0")}\0`, 124);
+  header.write("00000000000\0", 136);
+  header.write("        0", 148);
+  header.write("ustar\x0000", 257);
+  const sum = header.reduce((total, byte) => total + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);
+  return Buffer.concat([header, Buffer.from(content.padEnd(512, "\0"))]);
+}
