@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { join } from "node:path";
 import { root } from "./setup/report.mjs";
 
-const shellScripts = [".ci/run", "infra/install-worker.sh", "examples/web/index.cgi"];
+const shellScripts = [".ci/run", "infra/install-worker.sh", "examples/web/index.cgi", "examples/web/serve"];
 
 /** @type {Record<string, string[]>} */
 const checks = {
