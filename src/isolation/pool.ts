@@ -21,7 +21,7 @@ export class Pool {
   readonly #free: (slot: number) => void;
   readonly #ready: Prepared[] = [];
   #timer: NodeJS.Timeout | undefined;
-  #filling: Promise<void> = Promise.resolve();
+  #work: Promise<void> = Promise.resolve();
   #closed = false;
 
   /**
@@ -56,7 +56,7 @@ export class Pool {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
-    await this.#filling;
+    await this.#work;
     await Promise.all(this.#ready.splice(0).map((prepared) => this.#giveUp(prepared)));
   }
 
@@ -64,13 +64,18 @@ export class Pool {
     if (this.#closed) return;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
-      this.#filling = this.#fill();
+      this.#then(() => this.#fill());
     }, ms);
     this.#timer.unref();
   }
 
+  /** One thing after the other. */
+  #then(work: () => Promise<void>): void {
+    this.#work = this.#work.then(work);
+  }
+
   async #fill(): Promise<void> {
-    if (this.#ready.length >= readySlots) return;
+    if (this.#closed || this.#ready.length >= readySlots) return;
     const slot = this.#claim();
     if (slot === null) return;
     try {
@@ -90,7 +95,7 @@ export class Pool {
     const index = this.#ready.indexOf(prepared);
     if (index < 0) return;
     this.#ready.splice(index, 1);
-    this.#filling = this.#giveUp(prepared);
+    this.#then(() => this.#giveUp(prepared));
     this.#wait(idleMs);
   }
 

@@ -126,7 +126,7 @@ export class Sandboxes {
         const slots = numbersIn(all.slots);
         await Promise.all(slots.map((slot) => endPolitely(parts, slot, graceMs)));
         await Promise.all(slots.map((slot) => releaseSlot(parts, slot, links.get(slot) ?? null)));
-        await sweep(parts, { live: liveDisks(parts), linked: new Map(), held: new Set() });
+        await sweep(parts, { live: liveDisks(parts), linked: new Map() });
         parts.firewall.drop();
         await parts.network.down();
         parts.cgroups.removeParent(all.cgroup);
@@ -149,14 +149,14 @@ export class Sandboxes {
 
   /**
    * Removes everything of this instance that none of `live` stands for; their runs, disks and logs stay. To be called
-   * once after `open`, with every container that has a row; slots are given out from then on.
+   * once, after `open`, with every container that has a row; slots are given out from then on.
    */
   async sweep(live: readonly { id: string; slot: number | null }[]): Promise<void> {
+    if (this.#used !== null) throw new Error("the sweep comes once, before slots are given out");
     const slots = new Map(live.flatMap(({ id, slot }) => (slot === null ? [] : [[id, slot] as const])));
-    const held = new Set([...this.#pool.slots, ...this.#taken.keys()]);
-    await sweep(this.#parts, { live: slots, linked: this.#linked, held });
+    await sweep(this.#parts, { live: slots, linked: this.#linked });
     for (const [id, slot] of [...this.#linked]) if (slots.get(id) !== slot) this.#linked.delete(id);
-    this.#used = new Set([...slots.values(), ...held]);
+    this.#used = new Set(slots.values());
     this.#pool.touch();
   }
 

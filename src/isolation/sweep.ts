@@ -9,8 +9,6 @@ export interface Kept {
   live: ReadonlyMap<string, number>;
   /** Container → slot, of every container that has a link on this host. */
   linked: ReadonlyMap<string, number>;
-  /** Slots that this process holds ready. */
-  held: ReadonlySet<number>;
 }
 
 /**
@@ -18,12 +16,10 @@ export interface Kept {
  * what is left of each kind of kernel object, found by its name. A live container's disk and log stay, whatever else of
  * it is left over.
  */
-export async function sweep(parts: Parts, { live, linked, held }: Kept): Promise<void> {
-  const liveSlots = new Set([...live].flatMap(([, slot]) => slot));
+export async function sweep(parts: Parts, { live, linked }: Kept): Promise<void> {
+  const disks = new Set(live.values());
   const stale = [...linked].filter(([id, slot]) => live.get(id) !== slot);
-  const current = new Set([...linked].filter(([id, slot]) => live.get(id) === slot).map(([, slot]) => slot));
-  const runs = new Set([...current, ...held]);
-  const disks = new Set([...liveSlots, ...held]);
+  const runs = new Set([...linked].filter(([id, slot]) => live.get(id) === slot).map(([, slot]) => slot));
 
   await Promise.all(stale.map(([id, slot]) => releaseSlot(parts, slot, id)));
   const unlinked = numbersIn(parts.layout.slots).filter((slot) => !runs.has(slot));

@@ -98,8 +98,13 @@ export class TestHost {
   async start(wish: Wish = {}, without: Protection[] = []): Promise<SandboxSpec & { pid: number }> {
     const worker = await this.worker();
     const spec = this.spec(await worker.call<number>("takeSlot"), wish);
-    const { pid } = await worker.call<{ pid: number }>("start", spec, without);
-    return { ...spec, pid };
+    try {
+      const { pid } = await worker.call<{ pid: number }>("start", spec, without);
+      return { ...spec, pid };
+    } catch (error) {
+      await this.remove(spec);
+      throw error;
+    }
   }
 
   /** Runs a shell script in a container to its end, and removes it. */
@@ -118,9 +123,15 @@ export class TestHost {
       await worker.exited(spec.id);
       return { out: readLog(spec.log), end: await worker.call("probe", spec.id) };
     } finally {
-      await worker.call("remove", spec.id, spec.slot);
-      await worker.call("freeSlot", spec.slot);
+      await this.remove(spec);
     }
+  }
+
+  /** Removes a container with all that it has. */
+  async remove({ id, slot }: { id: string; slot: number }): Promise<void> {
+    const worker = await this.worker();
+    await worker.call("remove", id, slot);
+    await worker.call("freeSlot", slot);
   }
 
   /** Ends the worker as it would end by itself. */

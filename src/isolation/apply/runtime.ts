@@ -115,11 +115,14 @@ export function removeState(stateDir: string, name: string): void {
 export function runtimeError(message: string): BerthError {
   const cause = new Error(message.trim().slice(0, 2000));
   const text = message.toLowerCase();
-  if (/executable file .*not found|no such file or directory/.test(text) && /exec|stat/.test(text)) {
-    return new BerthError("command_not_found", "The command does not exist in the image.", { cause });
-  }
-  if (/permission denied|exec format error|is a directory|not executable/.test(text) && /exec|open|stat/.test(text)) {
-    return new BerthError("command_not_executable", "The command can't be executed.", { cause });
+  // crun: "executable file `x` not found in $PATH", "open executable: …"; runc: `exec: "x": stat x: …`.
+  if (text.includes("exec")) {
+    if (/not found|no such file|not a directory/.test(text)) {
+      return new BerthError("command_not_found", "The command does not exist in the image.", { cause });
+    }
+    if (/not permitted|permission denied|format error|is a directory|not executable/.test(text)) {
+      return new BerthError("command_not_executable", "The command can't be executed.", { cause });
+    }
   }
   if (text.includes("no space left on device") || text.includes("disk quota exceeded")) {
     return new BerthError("disk_full", "The container's disk is full.", { cause });
