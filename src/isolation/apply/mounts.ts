@@ -84,7 +84,7 @@ export class Mounts {
     const { upper, work, target, userNamespace, volatile } = rootfs;
     const layers = await this.#places(rootfs.layers.length === 0 ? [this.#empty] : rootfs.layers);
     // The kernel marks the work directory so that a volatile upper is not used again by mistake; we do so knowingly.
-    if (volatile) rmSync(`${work}/work/incompat`, { recursive: true, force: true });
+    rmSync(`${work}/work/incompat`, { recursive: true, force: true });
     const clones: number[] = [];
     try {
       for (const layer of layers) {
@@ -228,14 +228,34 @@ async function mountImage(path: string, target: string): Promise<string> {
   mkdirSync(target, { recursive: true });
   const attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV;
   try {
-    attach(newMount("erofs", [["source", path]], attributes), target);
+    attach(
+      newMount(
+        "erofs",
+        [
+          ["ro", true],
+          ["source", path],
+        ],
+        attributes,
+      ),
+      target,
+    );
     return target;
   } catch (error) {
     if (!hasCode(error, "ENOTBLK")) throw error;
   }
   const loop = await attachLoop(path, { readOnly: true, direct: false });
   try {
-    attach(newMount("erofs", [["source", loop.path]], attributes), target);
+    attach(
+      newMount(
+        "erofs",
+        [
+          ["ro", true],
+          ["source", loop.path],
+        ],
+        attributes,
+      ),
+      target,
+    );
     return target;
   } finally {
     closeSync(loop.fd);
