@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, test } from "vitest";
-import type { Protection } from "../../src/isolation/plan/firewall.ts";
-import { get, host, outside, ping, TestNetwork } from "../support/network.ts";
+import { maxOpened, type Protection } from "../../src/isolation/plan/firewall.ts";
+import { flood, get, host, outside, ping, TestNetwork } from "../support/network.ts";
 
 const networks: TestNetwork[] = [];
 
@@ -94,6 +94,26 @@ describe("what containers reach", () => {
     expect((await net.inside(0, ...get("10.1.1.1", 54))).code).not.toBe(0);
     expect((await net.inside(0, ...get("192.168.7.7", 53))).code).not.toBe(0);
   });
+});
+
+test("one container's connections don't fill the host's table", async () => {
+  const net = await network();
+  await net.container(0, "prj_a");
+  await net.container(1, "prj_b");
+  await net.serve("outside", "outside", "80");
+  // Unanswered, so that nothing takes them out of the table again.
+  await net.outside.run("nft", "add table inet q; add chain inet q i { type filter hook input priority 0; }");
+  await net.outside.run("nft", "add", "rule", "inet", "q", "i", "meta", "l4proto", "udp", "drop");
+  const tracked = async (): Promise<number> =>
+    Number((await net.host.run("sysctl", "-n", "net.netfilter.nf_conntrack_count")).out);
+  await net.inside(0, ...flood(outside.public4, maxOpened + 1000));
+  expect(await tracked()).toBeGreaterThan(maxOpened - 10);
+  expect(await tracked()).toBeLessThan(maxOpened + 50);
+  expect((await net.inside(0, ...get(outside.public4, 80))).code).not.toBe(0);
+  expect((await net.inside(1, ...get(outside.public4, 80))).out).toBe("outside");
+  await net.worker.call("weaken", ["flood"]);
+  await net.inside(0, ...flood(outside.public4, maxOpened + 1000));
+  expect(await tracked()).toBeGreaterThan(maxOpened + 500);
 });
 
 describe("what reaches containers", () => {

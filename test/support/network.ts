@@ -228,3 +228,13 @@ export function datagram(fromPort: number, address: string, port: number): strin
     s.bind(${fromPort}, () => s.send("x", ${port}, "${address}", () => s.close()));`;
   return [nodeBinary, "-e", script];
 }
+
+/** Arguments that send a datagram to each of many ports of an address: to the kernel, as many connections. */
+export function flood(address: string, ports: number): string[] {
+  const script = `const s = require("node:dgram").createSocket("udp4");
+    s.bind(0, async () => {
+      for (let p = 1; p <= ${ports}; p++) await new Promise((sent) => s.send("x", p, "${address}", sent));
+      s.close();
+    });`;
+  return [nodeBinary, "-e", script];
+}

@@ -16,8 +16,28 @@ const CLONE_VM = 0x100;
 /** System call numbers; they differ between architectures. */
 export const numbers =
   arch === "arm64"
-    ? { write: 64, openat: 56, close: 57, socket: 198, futex: 98, clockGettime: 113, ppoll: 73, closeRange: 436 }
-    : { write: 1, openat: 257, close: 3, socket: 41, futex: 202, clockGettime: 228, ppoll: 271, closeRange: 436 };
+    ? {
+        write: 64,
+        openat: 56,
+        close: 57,
+        socket: 198,
+        futex: 98,
+        clockGettime: 113,
+        ppoll: 73,
+        prctl: 167,
+        closeRange: 436,
+      }
+    : {
+        write: 1,
+        openat: 257,
+        close: 3,
+        socket: 41,
+        futex: 202,
+        clockGettime: 228,
+        ppoll: 271,
+        prctl: 157,
+        closeRange: 436,
+      };
 
 /** One system call: its number and up to five arguments. */
 export type ChildCall = readonly [number, ...(number | bigint)[]];
@@ -57,6 +77,8 @@ const proceedWord = cloneStackTop;
 const doneWord = cloneStackTop + 16n;
 const words = new DataView(koffi.view(proceedWord, 32));
 
+const PR_SET_PDEATHSIG = 1;
+const SIGKILL = 9;
 const FUTEX_WAIT = 0;
 const FUTEX_WAKE = 1;
 /** A timespec of 100 ms. */
@@ -79,6 +101,8 @@ export function startChild(flags: number, calls: readonly ChildCall[]): Child {
   words.setUint32(0, 0, true);
   words.setBigUint64(16, 0n, true);
   layOut([
+    // Should this process be killed right now, the child must not sleep on with its memory.
+    [numbers.prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0],
     [numbers.futex, proceedWord, FUTEX_WAIT, 0, 0],
     [numbers.closeRange, 3, 0xffffffff, 0],
     ...calls,

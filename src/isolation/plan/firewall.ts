@@ -62,7 +62,10 @@ const closed6 = [
 ];
 
 /** The protections, by name, so that a test can show what happens without one. */
-export type Protection = "source" | "loopback" | "host" | "members" | "closed" | "inward";
+export type Protection = "source" | "loopback" | "host" | "members" | "closed" | "inward" | "flood";
+
+/** Connections that one container may have opened at a time: the host's table of them (262,144) is everybody's. */
+export const maxOpened = 8192;
 
 /**
  * The whole table without elements, as text for one nft transaction that replaces what there was.
@@ -81,6 +84,7 @@ add table ${table}
 delete table ${table}
 table ${table} {
 ${declarations.join("\n")}
+set opened { typeof iifname; flags dynamic; size 4096; }
 set closed4 { type ipv4_addr; flags interval; elements = { ${closed4.join(", ")} }; }
 set closed6 { type ipv6_addr; flags interval; elements = { ${closed6.join(", ")} }; }
 
@@ -128,6 +132,7 @@ chain to_host {
 
 chain forward {
   type filter hook forward priority filter; policy accept;
+  ${unless("flood", `iifname ${own} ct state new add @opened { iifname ct count over ${maxOpened} } drop`)}
   iifname ${own} oifname ${own} goto between
   iifname ${own} goto outward
   oifname ${own} goto inward
