@@ -1,9 +1,11 @@
 import { existsSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import { ConfigError, readConfig } from "./config.ts";
 import { runningEmbedded } from "./db/embedded.ts";
 import { Sandboxes } from "./isolation/sandbox.ts";
 import { directoriesOf } from "./supervisor/directories.ts";
 import { awaitLock, takeLock } from "./supervisor/lock.ts";
+import { awaitPredecessor } from "./supervisor/predecessor.ts";
 import { closeView } from "./supervisor/view.ts";
 
 /**
@@ -21,6 +23,8 @@ async function down(): Promise<void> {
     process.kill(lock.holder, "SIGTERM");
     await awaitLock(paths.lock);
   }
+  // Left behind by a supervisor that was killed.
+  for (const role of ["api", "worker"]) await awaitPredecessor(join(config.runDir, `${role}.pid`), `/src/${role}.ts`);
   await (await runningEmbedded(paths.database))?.stop();
 
   closeView(config.runDir);

@@ -1,4 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { awaitPredecessor } from "./predecessor.ts";
 
 /** A role that runs as a process of its own. */
 export interface ChildOptions {
@@ -6,6 +8,8 @@ export interface ChildOptions {
   /** argv; the programs before the last replace themselves with the next, so that the pid stays the same. */
   argv: readonly string[];
   env: Readonly<Record<string, string>>;
+  /** Tells a later supervisor about a child that this one could not end. */
+  pidFile: string;
   /** Resolves when the child may begin; until then it loads its code. */
   begin: Promise<void>;
   /** What a person should know: an unexpected end, a new start. */
@@ -40,7 +44,9 @@ export class Child {
 
   /** Starts it. @throws Error when it ends before it was ready; then it stays ended. */
   async start(): Promise<void> {
-    const [program = "", ...args] = this.#options.argv;
+    const { argv, pidFile } = this.#options;
+    const [program = "", ...args] = argv;
+    await awaitPredecessor(pidFile, argv.at(-1) ?? "");
     const started = performance.now();
     const child = spawn(program, args, {
       cwd: "/",
@@ -50,6 +56,7 @@ export class Child {
       detached: true,
     });
     this.#process = child;
+    if (child.pid !== undefined) writeFileSync(pidFile, `${String(child.pid)}\n`);
     void this.#options.begin.then(() => {
       if (child.connected) child.send({ begin: true });
     });

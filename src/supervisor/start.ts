@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import type { Config } from "../config.ts";
 import { Child } from "./child.ts";
 import { Database } from "./database.ts";
@@ -32,7 +33,8 @@ export async function startBerth(
   const ground = await layGround(config, clone);
   const child = (role: "api" | "worker") => {
     const childEnv = childEnvironment(env, config, role, ground.secretKey);
-    return new Child({ name: role, argv: ground[role], env: childEnv, begin, say });
+    const pidFile = join(config.runDir, `${role}.pid`);
+    return new Child({ name: role, argv: ground[role], env: childEnv, pidFile, begin, say });
   };
   const api = config.role === "worker" ? null : child("api");
   const worker = config.role === "api" ? null : child("worker");
