@@ -1,27 +1,23 @@
+import type { StepResult } from "../core/build-request.ts";
 import type { ImageConfig, Layer } from "../core/image.ts";
 import type { StagePlan } from "./step.ts";
 
 type History = NonNullable<ImageConfig["history"]>;
 
-/** What a step came to: the layer it made, if any, and when. */
-export interface StepResult {
-  layer: Layer | null;
-  /** RFC 3339. */
-  created: string;
-}
-
 /** A stage's history so far: of the image or stage it builds on, then one entry a step that leaves a trace. */
-export function stageHistory(
-  stage: StagePlan,
-  base: History,
-  results: ReadonlyMap<number, StepResult>,
-  fallbackTime: string,
-): History {
+export function stageHistory(stage: StagePlan, base: History, results: ReadonlyMap<number, StepResult>): History {
   const own = stage.steps.flatMap(({ index, createdBy }) => {
     if (createdBy === null) return [];
     const result = results.get(index);
     const empty = (result?.layer ?? null) === null ? { empty_layer: true } : {};
-    return [{ created: result?.created ?? fallbackTime, created_by: createdBy, comment: "berth", ...empty }];
+    return [
+      {
+        ...(result === undefined ? {} : { created: result.created }),
+        created_by: createdBy,
+        comment: "berth",
+        ...empty,
+      },
+    ];
   });
   return [...base, ...own];
 }

@@ -1,3 +1,5 @@
+import type { Layer } from "./image.ts";
+
 /** A build as it was asked for; kept in `builds.request`. Secrets are never here. */
 export interface BuildRequest {
   source: {
@@ -16,6 +18,12 @@ export interface BuildRequest {
   /** Ask the registry again for base images that the project has. */
   pull: boolean;
   limits: { cpus: number; memory: number; timeoutSeconds: number };
+}
+
+/** What a finished step left in the build cache: the layer it made (null: nothing changed), and when (RFC 3339). */
+export interface StepResult {
+  layer: Layer | null;
+  created: string;
 }
 
 /** A step of a build as `GET /v1/builds/{id}` shows it. `line` counts from 1. */

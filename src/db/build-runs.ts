@@ -1,8 +1,7 @@
-import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
-import type { Layer } from "../core/image.ts";
+import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
-import { and, eq, sql } from "./drizzle.ts";
+import { eq, sql } from "./drizzle.ts";
 import { type ImageRecord, recordImage } from "./image-records.ts";
 import type { ClaimedJob } from "./leases.ts";
 import { notify, topics } from "./notify.ts";
@@ -61,23 +60,21 @@ export async function reportBuild(
   return rows.length > 0;
 }
 
-/** What a step with this key made before in the project; null: nothing that is known. */
-export async function findCachedStep(db: Db, projectId: string, key: string): Promise<{ layer: Layer | null } | null> {
-  const rows = await db
-    .update(buildCache)
-    .set({ usedAt: sql`now()` })
-    .where(and(eq(buildCache.projectId, projectId), eq(buildCache.key, key)))
-    .returning({ result: buildCache.result });
+/**
+ * What a step with this key made before in the project; null: nothing that is known. That it was used is noted once an
+ * hour only: a write that waits for the disk would cost an unchanged rebuild more than all the rest.
+ */
+export async function findCachedStep(db: Db, projectId: string, key: string): Promise<StepResult | null> {
+  const rows = await db.execute<{ result: StepResult } & Record<string, unknown>>(sql`
+    with touched as (
+      update build_cache set used_at = now()
+      where project_id = ${projectId} and key = ${key} and used_at < now() - interval '1 hour')
+    select result from build_cache where project_id = ${projectId} and key = ${key}`);
   return rows[0]?.result ?? null;
 }
 
 /** Remembers what a step made. The latest result counts: an older one's layer may be gone. */
-export async function keepCachedStep(
-  db: Db,
-  projectId: string,
-  key: string,
-  result: { layer: Layer | null },
-): Promise<void> {
+export async function keepCachedStep(db: Db, projectId: string, key: string, result: StepResult): Promise<void> {
   await db
     .insert(buildCache)
     .values({ projectId, key, result })

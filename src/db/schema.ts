@@ -1,4 +1,4 @@
-import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
+import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
 import type { ContainerSpec } from "../core/container.ts";
 import { containerStatuses } from "../core/container.ts";
 import type { ImageConfig, Layer } from "../core/image.ts";
@@ -142,7 +142,7 @@ export const buildCache = pg.pgTable(
   {
     projectId: projectId(),
     key: pg.text("key").notNull(),
-    result: pg.jsonb("result").$type<{ layer: Layer | null }>().notNull(),
+    result: pg.jsonb("result").$type<StepResult>().notNull(),
     createdAt: createdAt(),
     usedAt: time("used_at").notNull().defaultNow(),
   },

@@ -107,7 +107,7 @@ test("an unchanged rebuild runs no step; a change runs from there on; other imag
   expect(first.error).toBeNull();
   expect(work(first)).toEqual([false, false, false, false]);
   expect(work(again)).toEqual([true, true, true, true]);
-  expect(again.image?.layers).toEqual(first.image?.layers);
+  expect(again.image?.digest).toBe(first.image?.digest);
   const later = await worker.build("cache", dockerfile, [
     entry("a", { content: "1", mtime: { seconds: 1_800_000_000, nanoseconds: 0 } }),
   ]);

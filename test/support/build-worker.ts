@@ -1,8 +1,8 @@
 import { createInterface } from "node:readline";
 import { resolveIn } from "../../src/build/tree.ts";
-import type { BuildRequest } from "../../src/core/build-request.ts";
+import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
-import type { Image, Layer } from "../../src/core/image.ts";
+import type { Image } from "../../src/core/image.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { RootView } from "../../src/engine/build/root-view.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
@@ -39,7 +39,7 @@ await sandboxes.sweep([]);
 const blobs = new FileBlobs(`${dataDir}/blobs`);
 const layers = new LayerStore(`${dataDir}/worker/layers`, blobs);
 const images = new Map<string, Image>();
-const cache = new Map<string, { layer: Layer | null }>();
+const cache = new Map<string, StepResult>();
 
 const withRoot = <T>(paths: readonly string[], use: (root: RootView) => Promise<T>) =>
   sandboxes.withView(paths, (root) => use(new RootView(root)));

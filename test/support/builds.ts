@@ -34,7 +34,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
   for (const name of ["blobs", "worker/builds"]) mkdirSync(`${dataDir}/${name}`, { recursive: true, mode: 0o711 });
   const prefix = await ensureMountNamespace({ runDir });
   const script = join(import.meta.dirname, "build-worker.ts");
-  const [program = "", ...args] = [...prefix, process.execPath, script, dataDir, runDir, instance];
+  const [program, ...args] = [...prefix, process.execPath, script, dataDir, runDir, instance];
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "inherit"] });
   const answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   return {

@@ -1,5 +1,6 @@
 import type { NeededImage } from "../../build/graph.ts";
-import type { Image, Layer } from "../../core/image.ts";
+import type { StepResult } from "../../core/build-request.ts";
+import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import type { LayerStore } from "../../image/layers.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
@@ -7,8 +8,8 @@ import type { FileTree } from "./file-entry.ts";
 
 /** What finished steps of the project made, by key. */
 export interface StepCache {
-  find(key: string): Promise<{ layer: Layer | null } | null>;
-  keep(key: string, result: { layer: Layer | null }): Promise<void>;
+  find(key: string): Promise<StepResult | null>;
+  keep(key: string, result: StepResult): Promise<void>;
 }
 
 /** All that running a build needs of the host and of the database. */

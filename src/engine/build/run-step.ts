@@ -79,7 +79,7 @@ export async function runStep(
     signal.throwIfAborted();
     const end = sandboxes.probe(id);
     if (end.state !== "exited" || end.exitCode !== 0) throw failure(step, end, last);
-    const entries = await firstOrNone(readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot)));
+    const entries = await someOrNone(readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot)));
     return entries === null ? null : await means.layers.create(entries);
   } finally {
     signal.removeEventListener("abort", kill);
@@ -133,11 +133,12 @@ function scriptLayer(layers: LayerStore, script: NonNullable<RunStep["script"]>)
 }
 
 /** The entries, or null when there are none. */
-async function firstOrNone(entries: AsyncGenerator<LayerEntry>): Promise<AsyncIterable<LayerEntry> | null> {
-  const first = await entries.next();
+async function someOrNone(entries: AsyncIterable<LayerEntry>): Promise<AsyncIterable<LayerEntry> | null> {
+  const iterator = entries[Symbol.asyncIterator]();
+  const first = await iterator.next();
   if (first.done === true) return null;
   return (async function* () {
     yield first.value;
-    yield* entries;
+    yield* { [Symbol.asyncIterator]: () => iterator };
   })();
 }

@@ -1,5 +1,6 @@
-import { finishedConfig, type StepResult, stageHistory } from "../../build/finished-image.ts";
+import { finishedConfig, stageHistory } from "../../build/finished-image.ts";
 import type { BuildPlan, StagePlan } from "../../build/step.ts";
+import type { StepResult } from "../../core/build-request.ts";
 import type { ImageConfig, Layer } from "../../core/image.ts";
 import { atStep } from "./errors.ts";
 import { type BuildState, layerOf } from "./step-runner.ts";
@@ -45,30 +46,28 @@ export async function runStages(
 
 async function runStage(stage: StagePlan, base: FinishedStage | undefined, state: BuildState): Promise<FinishedStage> {
   const image = stage.base.kind === "image" ? state.images.get(stage.base.key) : undefined;
+  const baseConfig = base?.config ?? image?.config;
   const layers = [...(base?.layers ?? image?.layers ?? [])];
   const results = new Map<number, StepResult>();
+  // An instruction that makes no layer is as old as what it stands on: an unchanged build gives the same image.
+  let created = baseConfig?.created ?? new Date(0).toISOString();
   for (const [position, step] of stage.steps.entries()) {
     state.signal.throwIfAborted();
     state.report.begin(step.index, `[${stage.name} ${position + 1}/${stage.steps.length}] ${step.instruction}`);
     try {
-      const { layer, cached } =
+      const result =
         step.kind === "from" || step.kind === "meta"
-          ? { layer: null, cached: false }
+          ? { layer: null, created, cached: false }
           : await layerOf(state, step, layers);
-      if (layer !== null) layers.push(layer);
-      results.set(step.index, { layer, created: now() });
-      state.report.end(step.index, { status: "succeeded", cached });
+      created = result.created;
+      if (result.layer !== null) layers.push(result.layer);
+      results.set(step.index, result);
+      state.report.end(step.index, { status: "succeeded", cached: result.cached });
     } catch (error) {
       state.report.end(step.index, { status: state.signal.aborted ? "cancelled" : "failed" });
       throw atStep(error, step);
     }
   }
-  const baseConfig = base?.config ?? image?.config;
-  const created = now();
-  const history = stageHistory(stage, baseConfig?.history ?? [], results, created);
+  const history = stageHistory(stage, baseConfig?.history ?? [], results);
   return { layers, config: finishedConfig(stage, baseConfig, layers, history, created) };
-}
-
-function now(): string {
-  return new Date().toISOString();
 }

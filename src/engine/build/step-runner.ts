@@ -2,6 +2,7 @@ import { chainKey, stepKey } from "../../build/keys.ts";
 import { isKernelPath } from "../../build/paths.ts";
 import type { CopyStep, RunStep, WorkdirStep } from "../../build/step.ts";
 import { resolveIn } from "../../build/tree.ts";
+import type { StepResult } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Image, Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
@@ -39,7 +40,7 @@ export async function layerOf(
   state: BuildState,
   step: LayerStep,
   below: readonly Layer[],
-): Promise<{ layer: Layer | null; cached: boolean }> {
+): Promise<StepResult & { cached: boolean }> {
   const { cache } = state.means;
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
@@ -51,13 +52,13 @@ export async function layerOf(
     }
     keys.push(key);
   }
-  const layer = await perform(state, step, below);
-  for (const key of keys) await cache.keep(key, { layer });
-  return { layer, cached: false };
+  const result = { layer: await perform(state, step, below), created: new Date().toISOString() };
+  for (const key of keys) await cache.keep(key, result);
+  return { ...result, cached: false };
 }
 
 /** A result of before; one whose blob has been collected is as good as none. */
-async function usable(state: BuildState, key: string): Promise<{ layer: Layer | null } | null> {
+async function usable(state: BuildState, key: string): Promise<StepResult | null> {
   const { cache, blobs } = state.means;
   const known = await cache.find(key);
   if (known === null || known.layer === null) return known;
