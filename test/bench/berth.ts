@@ -4,7 +4,8 @@ import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
 
 const root = new URL("../..", import.meta.url).pathname;
-const limits = { cpus: 1, memory: 128 << 20, pids: 128, disk: 256 << 20 };
+/** As the peer; the disk limit is the default one. */
+const limits = { cpus: 1, memory: 128 << 20, pids: 128 };
 
 /** Berth as `npm start` runs it, with a data directory, a port and a port range of its own. */
 export async function startBerth(port: number): Promise<Engine> {
@@ -44,6 +45,8 @@ export async function startBerth(port: number): Promise<Engine> {
         const log = await api.send("GET", `/v1/containers/${id}/logs?follow=true&stderr=false`);
         const text = log.body.toString();
         if (text.includes("\n")) return text;
+        const { status, reason, detail } = await api.json<Record<string, string>>("GET", `/v1/containers/${id}`);
+        if (status === "failed" || status === "exited") throw new Error(`${id} ${status}: ${reason ?? ""} ${detail ?? ""}`);
       }
     },
     async remove(id) {

@@ -42,7 +42,9 @@ export async function startDocker(): Promise<Docker | null> {
     "-H",
     `unix://${socket}`,
   ];
-  const daemon = spawn("ip", ["netns", "exec", netns, "dockerd", ...args], { stdio: ["ignore", "ignore", "pipe"] });
+  const daemon = spawn("nsenter", [`--net=/run/netns/${netns}`, "dockerd", ...args], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
   let log = "";
   const up = new Promise<void>((resolve, reject) => {
     daemon.stderr.on("data", (chunk: Buffer) => {

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { noContent, noXattrs, toByteString } from "../../src/image/layer-entry.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { startBerth } from "./berth.ts";
-import { startDocker } from "./docker.ts";
+import { type Docker, startDocker } from "./docker.ts";
 import type { Engine } from "./engine.ts";
 import { stampProgram } from "./stamp.ts";
 import { formatTable, quantile, type Row } from "./table.ts";
@@ -119,17 +119,20 @@ const rebuildFiles = {
   ...files,
 };
 
-const berth = await startBerth(17070);
-const docker = await startDocker();
 const contextDir = await mkdtemp(join(tmpdir(), "berth-bench-context-"));
+let berth: Engine | null = null;
+let docker: Docker | null = null;
 try {
+  berth = await startBerth(17070);
+  docker = await startDocker();
+  const [us, them] = [berth, docker];
   for (const engine of [berth, ...(docker === null ? [] : [docker])]) await engine.build("bench-stamp:1", stampContext);
   await mkdir(join(contextDir, "files"));
   for (const [path, bytes] of Object.entries(rebuildFiles))
     await writeFile(join(contextDir, path), bytes, { mode: 0o755 });
   const rebuildContext = await tar(rebuildFiles);
-  const ours = await measure(berth, () => berth.build("bench-rebuild:1", rebuildContext));
-  const peer = docker === null ? null : await measure(docker, () => docker.cliBuild("bench-rebuild:1", contextDir));
+  const ours = await measure(us, () => us.build("bench-rebuild:1", rebuildContext));
+  const peer = them === null ? null : await measure(them, () => them.cliBuild("bench-rebuild:1", contextDir));
   const ms = (work: string, of: (f: Figures) => number[], p: number, goal: string): Row => ({
     work,
     unit: "ms",
@@ -171,6 +174,6 @@ try {
   );
 } finally {
   await rm(contextDir, { recursive: true, force: true });
-  await berth.close();
+  await berth?.close();
   await docker?.close();
 }
