@@ -1,3 +1,4 @@
+import { Readable } from "node:stream";
 import type { Image, Layer } from "../core/image.ts";
 import { formatReference, type ImageReference } from "../core/reference.ts";
 import type { BlobStore } from "./blobs.ts";
@@ -60,8 +61,8 @@ export async function pullImage(request: PullRequest): Promise<PulledImage> {
   const image = joinImage(manifest, fetched.digest, parseConfig(configBytes), wanted, name);
   const counts = await pullLayers(request, repository, image.layers);
   // Last, so that whoever finds the manifest's blob finds all that it names.
-  await blobs.put(once(configBytes), { digest: manifest.config.digest, maxBytes: configBytes.length });
-  await blobs.put(once(fetched.bytes), { digest: fetched.digest, maxBytes: fetched.bytes.length });
+  await blobs.put(Readable.from([configBytes]), { digest: manifest.config.digest, maxBytes: configBytes.length });
+  await blobs.put(Readable.from([fetched.bytes]), { digest: fetched.digest, maxBytes: fetched.bytes.length });
   return { image, manifest: JSON.parse(fetched.bytes.toString("utf8")) as Record<string, unknown>, ...counts };
 }
 
@@ -133,8 +134,4 @@ async function pullLayers(
   request.signal.throwIfAborted();
   if (failure.signal.aborted) throw failure.signal.reason;
   return counts;
-}
-
-async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array, void> {
-  yield bytes;
 }

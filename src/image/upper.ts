@@ -1,5 +1,6 @@
 import { type BigIntStats, closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { open } from "node:fs/promises";
+import { setImmediate } from "node:timers/promises";
 import { readXattrs } from "./file-xattrs.ts";
 import { type ByteString, type LayerEntry, noContent } from "./layer-entry.ts";
 import { defaultLimits, tooLarge } from "./layer-limits.ts";
@@ -8,6 +9,8 @@ import { keptXattrs, plainCapability } from "./layer-xattrs.ts";
 const idCount = 65_536;
 const nobody = 65_534;
 const chunkSize = 1 << 20;
+/** Names that are looked at (by synchronous calls, about 20 µs each) before other work of the process gets its turn. */
+const namesAtOnce = 256;
 
 /** A directory that is being walked: its descriptor and the names that are still to come, last one first. */
 interface Level {
@@ -30,6 +33,7 @@ interface Level {
 export async function* readUpper(directory: string, idBase: number): AsyncGenerator<LayerEntry, void, undefined> {
   const levels: Level[] = [];
   const linked = new Map<string, ByteString>();
+  let names = 0;
   try {
     levels.push(enter(Buffer.from(directory), ""));
     for (let level = levels.at(-1); level !== undefined; level = levels.at(-1)) {
@@ -39,6 +43,7 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
         levels.pop();
         continue;
       }
+      if (++names % namesAtOnce === 0) await setImmediate();
       const file = within(level.fd, name);
       const path = join(level.path, name.toString("latin1"));
       const stat = lstatSync(file, { bigint: true });

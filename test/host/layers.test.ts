@@ -9,12 +9,11 @@ import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Layer } from "../../src/core/image.ts";
 import { FileBlobs } from "../../src/image/blobs.ts";
-import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { readUpper } from "../../src/image/upper.ts";
-import { collect, entry, gather, layerBlob, sha256 } from "../support/image.ts";
+import { breaking, collect, entry, gather, layerBlob, sha256 } from "../support/image.ts";
 import { listTree, type TreeListing } from "../support/tree.ts";
 
 let directory: string;
@@ -210,16 +209,10 @@ describe("storing", () => {
 
   test("an error of the source or of the entries is passed on, and leaves nothing behind", async () => {
     const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(3_000_000) })]);
-    async function* broken(): AsyncGenerator<Uint8Array> {
-      yield blob.subarray(0, 1_000_000);
-      throw new Error("line cut");
-    }
+    const broken = (): AsyncIterable<Uint8Array> => breaking([blob.subarray(0, 1_000_000)], "line cut");
     await expect(layers.import(broken, layer)).rejects.toThrow("line cut");
-    async function* entries(): AsyncGenerator<LayerEntry> {
-      yield entry("f", { content: randomBytes(3_000_000) });
-      throw new Error("disk gone");
-    }
-    await expect(layers.create(entries())).rejects.toThrow("disk gone");
+    const entries = breaking([entry("f", { content: randomBytes(3_000_000) })], "disk gone");
+    await expect(layers.create(entries)).rejects.toThrow("disk gone");
     await writeFile(join(directory, "not-a-directory"), "");
     const unwritable = new LayerStore(
       join(directory, "layers"),

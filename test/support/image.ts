@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { Readable } from "node:stream";
 import { gzipSync } from "node:zlib";
 import type { Image, ImageProcess, Layer } from "../../src/core/image.ts";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
@@ -30,6 +31,25 @@ export function entry(
 
 export async function collect(source: AsyncIterable<Uint8Array>): Promise<Buffer> {
   return Buffer.concat(await gather(source));
+}
+
+/** The bytes in pieces of so many: no boundary may matter. */
+export function chunked(bytes: Uint8Array, size: number): AsyncIterable<Uint8Array> {
+  return Readable.from(pieces(bytes, size));
+}
+
+function* pieces(bytes: Uint8Array, size: number): Generator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
+}
+
+/** These values, and then an error. */
+export function breaking<T>(values: readonly T[], message: string): AsyncIterable<T> {
+  return Readable.from(
+    (function* () {
+      yield* values;
+      throw new Error(message);
+    })(),
+  );
 }
 
 /** All that a source gives. */

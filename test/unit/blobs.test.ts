@@ -6,7 +6,7 @@ import { Readable } from "node:stream";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { FileBlobs } from "../../src/image/blobs.ts";
 import { digestOf } from "../../src/image/digest.ts";
-import { collect, gather } from "../support/image.ts";
+import { breaking, collect, gather } from "../support/image.ts";
 
 let directory: string;
 let blobs: FileBlobs;
@@ -43,10 +43,6 @@ test("what was put is there, whole or in part, once", async () => {
 });
 
 test("nothing stays of what is wrong, too large, refused or broken off", async () => {
-  async function* broken(): AsyncGenerator<Uint8Array> {
-    yield content;
-    throw new Error("line cut");
-  }
   const confirm = (): Promise<void> => Promise.reject(new Error("refused"));
   const other = digestOf(Buffer.from("other"));
   await expect(blobs.put(source(), { digest: other, maxBytes: 1e9 })).rejects.toMatchObject({
@@ -54,7 +50,7 @@ test("nothing stays of what is wrong, too large, refused or broken off", async (
   });
   await expect(blobs.put(source(), { maxBytes: 2_999_999 })).rejects.toMatchObject({ code: "body_too_large" });
   await expect(blobs.put(source(), { maxBytes: 1e9, confirm })).rejects.toThrow("refused");
-  await expect(blobs.put(broken(), { maxBytes: 1e9 })).rejects.toThrow("line cut");
+  await expect(blobs.put(breaking([content], "line cut"), { maxBytes: 1e9 })).rejects.toThrow("line cut");
   expect(await files()).toEqual([]);
 });
 

@@ -1,16 +1,13 @@
 import { randomBytes } from "node:crypto";
+import { Readable } from "node:stream";
 import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import { coalesce } from "../../src/image/byte-reader.ts";
 import { decompress, detectCompression, gzip } from "../../src/image/compress.ts";
 import { Tee } from "../../src/image/tee.ts";
-import { collect, gather } from "../support/image.ts";
+import { breaking, chunked, collect, gather } from "../support/image.ts";
 
 const plain = Buffer.concat([randomBytes(300_000), Buffer.alloc(3_000_000, "a"), randomBytes(10)]);
-
-async function* chunked(bytes: Uint8Array, size: number): AsyncGenerator<Uint8Array> {
-  for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
-}
 
 describe("decompressing", () => {
   test.each<[string, Buffer]>([
@@ -40,11 +37,9 @@ describe("decompressing", () => {
   });
 
   test("an error of the source is passed on as it is", async () => {
-    async function* broken(): AsyncGenerator<Uint8Array> {
-      yield gzipSync(plain).subarray(0, 100_000);
-      throw new Error("line cut");
-    }
-    await expect(collect(decompress(broken()))).rejects.toThrow("line cut");
+    await expect(collect(decompress(breaking([gzipSync(plain).subarray(0, 100_000)], "line cut")))).rejects.toThrow(
+      "line cut",
+    );
   });
 
   test("a bomb is read only as far as its reader goes", async () => {
@@ -82,7 +77,7 @@ test("small chunks are put together", async () => {
 describe("two readers of one stream", () => {
   const numbers = async function* (count: number, ended: { value: boolean }): AsyncGenerator<number> {
     try {
-      for (let i = 0; i < count; i++) yield i;
+      for await (const i of Readable.from(all(count)) as AsyncIterable<number>) yield i;
     } finally {
       ended.value = true;
     }
@@ -124,11 +119,7 @@ describe("two readers of one stream", () => {
   });
 
   test("an error of the source reaches both; stopping ends both, also the one that waits", async () => {
-    async function* broken(): AsyncGenerator<number> {
-      yield 1;
-      throw new Error("line cut");
-    }
-    const failed = new Tee(broken());
+    const failed = new Tee(breaking([1], "line cut"));
     await Promise.all(failed.branches.map((branch) => expect(gather(branch)).rejects.toThrow("line cut")));
     const ended = { value: false };
     const stopped = new Tee(numbers(100, ended));

@@ -1,7 +1,11 @@
+import { setImmediate } from "node:timers/promises";
 import type { LayerNode } from "../layer-node.ts";
 import { directoryNames, directorySize } from "./directory.ts";
 import { blockSize, blocksOf, inodeSize, nidUnit } from "./format.ts";
 import { xattrsSize } from "./xattr.ts";
+
+/** Nodes that are placed (about 1 µs each) before other work of the process gets its turn. */
+const nodesAtOnce = 10_000;
 
 /** The plan of an image's metadata. */
 export interface Layout {
@@ -20,7 +24,7 @@ export interface Layout {
  * symlinks stand right behind their inode, which they may not leave the block of; those that can't get blocks of their own
  * from `firstBlock` on. nid 0 is left free: a zero inode number is skipped by readers.
  */
-export function layOut(root: LayerNode, firstBlock: number): Layout {
+export async function layOut(root: LayerNode, firstBlock: number): Promise<Layout> {
   const layout: Layout = { inodes: [], apart: [], apartBlocks: 0, metadataBytes: inodeSize };
   const place = (node: LayerNode, parentNid: number): void => {
     const names = node.type === "directory" ? directoryNames(node) : [];
@@ -46,7 +50,12 @@ export function layOut(root: LayerNode, firstBlock: number): Layout {
   root.links = 1;
   place(root, 0);
   // The array grows while it is walked: directories add their children.
+  let turn = 0;
   for (const node of layout.inodes) {
+    if (layout.inodes.length > turn + nodesAtOnce) {
+      turn = layout.inodes.length;
+      await setImmediate();
+    }
     if (node.children === null) continue;
     node.links++;
     for (const child of node.children.values()) {

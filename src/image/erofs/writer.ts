@@ -34,7 +34,7 @@ export class ErofsWriter {
 
   /** Writes the tree and the superblock. Returns the image's bytes; the sink is the caller's to close. */
   async finish(root: LayerNode, uuid: Uint8Array): Promise<number> {
-    const layout = layOut(root, this.#sink.position / blockSize);
+    const layout = await layOut(root, this.#sink.position / blockSize);
     for (const node of layout.apart) {
       await this.#sink.write(payload(node));
       await this.#sink.pad(blockSize);
