@@ -14,7 +14,8 @@ const checks = {
   imports: ["depcruise", "src", "--output-type", "err"],
   "dead code": ["knip"],
   openapi: ["node", "src/routes/openapi-document.ts", "--check"],
-  "openapi lint": ["redocly", "lint", "openapi.yaml"],
+  "openapi lint": ["redocly", "lint"],
+  "client types": ["openapi-typescript", "--default-non-nullable=false", "--check"],
   shell: ["shellcheck", ...shellScripts],
 };
 
