@@ -1,4 +1,4 @@
-import { readFile, statfs } from "node:fs/promises";
+import { readFile, rm, statfs } from "node:fs/promises";
 import { agentApp, listenAgent } from "./agent/server.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { agentKey } from "./core/keys.ts";
@@ -7,7 +7,7 @@ import { heartbeat, openHostSession } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
 import { topics, Wakeups } from "./db/notify.ts";
 import { Converger } from "./engine/converge.ts";
-import { build } from "./engine/jobs/build.ts";
+import { build, buildScratch } from "./engine/jobs/build.ts";
 import { pull } from "./engine/jobs/pull.ts";
 import { JobRunner } from "./engine/runner.ts";
 import type { Services } from "./engine/services.ts";
@@ -59,6 +59,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
   const blobs = new FileBlobs(`${config.dataDir}/blobs`);
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
   await layers.removeUnfinished();
+  await rm(buildScratch(config.dataDir), { recursive: true, force: true });
   const registry = new Registry({
     mirrors: config.registryMirrors,
     insecure: config.insecureRegistries,

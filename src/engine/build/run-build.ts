@@ -1,3 +1,4 @@
+import { Readable } from "node:stream";
 import { parseDockerfile } from "../../build/dockerfile.ts";
 import { IgnoreRules } from "../../build/ignore.ts";
 import { maxDockerfileLength } from "../../build/lex.ts";
@@ -10,6 +11,7 @@ import { resolveIn } from "../../build/tree.ts";
 import type { BuildRequest } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
+import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
 import { readContext } from "./context.ts";
@@ -123,11 +125,13 @@ async function readOptional(tree: ContextTree, path: string): Promise<string | n
 
 async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<BuiltImage> {
   const { image, manifest, config, configDigest } = written;
-  await means.blobs.put(once(config), { digest: configDigest, maxBytes: config.length });
-  await means.blobs.put(once(manifest), { digest: image.digest, maxBytes: manifest.length });
+  await putOnce(means.blobs, config, configDigest);
+  await putOnce(means.blobs, manifest, image.digest);
   return { image, manifest: JSON.parse(Buffer.from(manifest).toString()) as Record<string, unknown> };
 }
 
-async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
-  yield await Promise.resolve(bytes);
+/** An unchanged image is there already; storing it again would wait for the disk twice. */
+async function putOnce(blobs: BlobStore, bytes: Uint8Array, digest: string): Promise<void> {
+  if ((await blobs.size(digest)) !== null) return;
+  await blobs.put(Readable.from([bytes]), { digest, maxBytes: bytes.length });
 }

@@ -11,6 +11,11 @@ import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
 
+/** Where builds keep what lives as long as they do; a worker that begins removes what an earlier one left. */
+export function buildScratch(dataDir: string): string {
+  return `${dataDir}/worker/builds`;
+}
+
 /** Builds an image from an uploaded context and tags it. */
 export const build: JobHandler = async (job, services, signal) => {
   const { connection, config, blobs, layers, sandboxes } = services;
@@ -23,7 +28,7 @@ export const build: JobHandler = async (job, services, signal) => {
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
-  const scratch = `${config.dataDir}/worker/builds/${randomUUID()}`;
+  const scratch = `${buildScratch(config.dataDir)}/${randomUUID()}`;
   const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const means: BuildMeans = {
     blobs,
