@@ -64,6 +64,12 @@ export class TestHost {
     return this.#worker;
   }
 
+  /** Starts one more worker beside the first. */
+  async second(): Promise<void> {
+    const argument = JSON.stringify(this.config);
+    await (await TestWorker.start([...this.#enter, process.execPath, workerFile, argument], "ignore")).stop();
+  }
+
   /** A spec that a container of the test image can be started with. */
   spec(slot: number, wish: Wish = {}): SandboxSpec {
     const id = wish.id ?? `ctr_${String(this.#count++)}${this.config.instance}`;
@@ -159,15 +165,17 @@ export class TestWorker {
   readonly #waiting = new Map<string, () => void>();
   #number = 0;
   ended = false;
+  readonly closed: Promise<unknown>;
 
   private constructor(process: ChildProcessWithoutNullStreams) {
     this.#process = process;
+    this.closed = once(process, "close");
   }
 
-  static async start([file = "", ...args]: string[]): Promise<TestWorker> {
+  static async start([file = "", ...args]: string[], errors: "show" | "ignore" = "show"): Promise<TestWorker> {
     const child = spawn(file, args);
     const worker = new TestWorker(child);
-    child.stderr.on("data", (text: Buffer) => process.stderr.write(text));
+    child.stderr.on("data", (text: Buffer) => errors === "show" && process.stderr.write(text));
     const ready = Promise.withResolvers<void>();
     createInterface({ input: child.stdout }).on("line", (line) => {
       const message = JSON.parse(line) as { ready?: true; exit?: string; number?: number; error?: { message: string } };
@@ -213,13 +221,13 @@ export class TestWorker {
   async stop(): Promise<void> {
     if (this.ended) return;
     this.#process.stdin.end();
-    await once(this.#process, "close");
+    await this.closed;
   }
 
   async kill(): Promise<void> {
     if (this.ended) return;
     this.#process.kill("SIGKILL");
-    await once(this.#process, "close");
+    await this.closed;
   }
 }
 
