@@ -10,7 +10,7 @@ import { sameSecret } from "../core/keys.ts";
 import { readContainer } from "../db/inbox.ts";
 import { logPath } from "../engine/converge.ts";
 import type { Services } from "../engine/services.ts";
-import { readLog } from "./container-log.ts";
+import { readLog } from "../isolation/container-log.ts";
 
 const flag = z.enum(["true", "false"]).transform((text) => text === "true");
 

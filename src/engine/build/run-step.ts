@@ -1,11 +1,11 @@
 import { mkdir, rm } from "node:fs/promises";
-import { readLog } from "../../agent/container-log.ts";
 import type { RunStep } from "../../build/step.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Layer } from "../../core/image.ts";
 import { type LayerEntry, noContent, noXattrs, toByteString } from "../../image/layer-entry.ts";
 import type { LayerStore } from "../../image/layers.ts";
 import { readUpper } from "../../image/upper.ts";
+import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { BuildIdentity } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
