@@ -85,7 +85,7 @@ test("what was written is there when it is mounted again", async () => {
   writeFileSync(join(target, "upper/kept"), "yes");
   await disks.unmount(target);
   await disks.unmount(target);
-  await expect.poll(() => disks.isAttached(3)).toBe(false);
+  await expect.poll(() => disks.isAttached(3), { timeout: 20_000 }).toBe(false);
   await disks.mount(3, target, idBase);
   expect(readFileSync(join(target, "upper/kept"), "utf8")).toBe("yes");
 });
@@ -96,7 +96,7 @@ test("a disk that a crash of the host left unclean is checked and mounted", asyn
   execFileSync("sync", ["-f", target]);
   const crashed = readFileSync(disks.path(3));
   await disks.unmount(target);
-  await expect.poll(() => disks.isAttached(3)).toBe(false);
+  await expect.poll(() => disks.isAttached(3), { timeout: 20_000 }).toBe(false);
   writeFileSync(disks.path(3), crashed);
   await disks.mount(3, target, idBase);
   expect(readFileSync(join(target, "upper/kept"), "utf8")).toBe("yes");

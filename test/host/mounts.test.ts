@@ -162,5 +162,5 @@ test("an image on a loop device, which frees itself", async () => {
   expect(readFileSync(at("view/bin/tool"), "utf8")).toBe("old");
   expect(listLoops()).toContainEqual({ device: loop.path, file: layer });
   unmount(at("view"));
-  await expect.poll(listLoops).not.toContainEqual({ device: loop.path, file: layer });
+  await expect.poll(listLoops, { timeout: 20_000 }).not.toContainEqual({ device: loop.path, file: layer });
 });

@@ -1,5 +1,7 @@
-import { execFileSync } from "node:child_process";
-import { closeSync, fstatSync, readdirSync, readlinkSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, existsSync, fstatSync, readdirSync, readlinkSync } from "node:fs";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import {
   hasCode,
@@ -69,4 +71,17 @@ test("errors name the call, what it was about, and the errno", () => {
   pidfdSendSignal(self, 0);
   closeSync(self);
   expect(() => openat2(-1, "some/path", { flags: 0, resolve: RESOLVE_IN_ROOT })).toThrow("openat2 some/path: EBADF");
+});
+
+test("a child that is under way ends when this process is killed", async () => {
+  const module = join(import.meta.dirname, "../../src/isolation/apply/child.ts");
+  const script = `const { startChild } = await import(${JSON.stringify(module)});
+    const child = startChild(0, []);
+    child.proceed();
+    process.getBuiltinModule("node:fs").writeSync(1, String(child.pid));
+    process.kill(process.pid, "SIGKILL");`;
+  const killed = spawn(process.execPath, ["--input-type=module", "-e", script]);
+  const [pid] = (await once(killed.stdout, "data")) as [Buffer];
+  expect(Number(pid.toString())).toBeGreaterThan(1);
+  await expect.poll(() => existsSync(`/proc/${pid.toString()}`), { timeout: 20_000 }).toBe(false);
 });

@@ -239,7 +239,7 @@ describe("links", () => {
     const net = await network();
     await net.container(0, "prj_a");
     await net.worker.call("close", 0);
-    await expect.poll(async () => (await net.state()).links).toEqual([]);
+    await expect.poll(async () => (await net.state()).links, { timeout: 20_000 }).toEqual([]);
   });
 
   test("down leaves nothing but forwarding", async () => {

@@ -2,7 +2,7 @@ import { gateway, hairpinSource6, type NetworkScope, slotNetwork, tableName, vet
 
 /**
  * The instance's nftables table: fixed chains, and sets whose elements are all the state there is. Adding a container or
- * a port adds elements, never rules, so the cost stays the same at any number (0.2 ms; docs: network).
+ * a port adds elements, never rules, so the cost stays the same at any number (0.2 ms; docs/network.md).
  */
 
 /** An element of a set, or with `value` of a map, its parts joined by " . " as nft writes them. */
