@@ -223,6 +223,26 @@ describe("storing", () => {
     expect(await readdir(join(directory, "blobs", "tmp"))).toEqual([]);
   });
 
+  test("a full disk is said to be one, whichever of the two files meets it", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(3_000_000) })]);
+    const small = await mountPoint();
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=1m", "tmpfs", small]);
+    mounted.push(small);
+    const [full, roomy] = [join(small, "x"), join(directory, "x")];
+    for (const [images, stored] of [
+      [full, roomy],
+      [roomy, full],
+    ] as const) {
+      const store = new LayerStore(join(images, "layers"), new FileBlobs(join(stored, "blobs")));
+      await expect(store.import(bytes(blob), layer)).rejects.toMatchObject({ code: "disk_full" });
+      await expect(store.create([entry("f", { content: randomBytes(3_000_000) })])).rejects.toMatchObject({
+        code: "disk_full",
+      });
+      expect(await readdir(join(images, "layers"))).toEqual([]);
+      expect(await readdir(join(stored, "blobs", "tmp"))).toEqual([]);
+    }
+  });
+
   test("many imports of one layer at a time transfer it once", async () => {
     const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(100_000) })]);
     let opened = 0;
