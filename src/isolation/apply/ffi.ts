@@ -92,8 +92,6 @@ export const O_CLOEXEC = 0o2000000;
 
 /** openat2(2) `resolve` flags. */
 export const RESOLVE_NO_MAGICLINKS = 0x02;
-export const RESOLVE_NO_SYMLINKS = 0x04;
-export const RESOLVE_BENEATH = 0x08;
 export const RESOLVE_IN_ROOT = 0x10;
 
 const rawOpenat2 = bindSyscall<[number, string, Uint8Array, number]>("openat2", 437, [
