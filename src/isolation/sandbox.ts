@@ -7,6 +7,7 @@ import type { Log } from "../log.ts";
 import { flock, hasCode, LOCK_EX, LOCK_NB } from "./apply/ffi.ts";
 import { favorDynamicCgroups, prepareHost, removeMountNamespace } from "./apply/host.ts";
 import { isAlive, signalProcess, waitGone } from "./apply/process.ts";
+import { mountReadOnly } from "./apply/runtime.ts";
 import { type ExecRequest, type ExecResult, execIn } from "./exec.ts";
 import { readOwner, readRun } from "./notes.ts";
 import { closeParts, openParts, type Parts, type SandboxConfig } from "./parts.ts";
@@ -100,7 +101,8 @@ export class Sandboxes {
     const lock = lockDataDir(config.dataDir);
     try {
       await prepareHost(layout(config));
-      const parts = await openParts(config);
+      const opened = await openParts(config);
+      const parts = { ...opened, runtime: mountReadOnly(opened.runtime, opened.layout.programs) };
       if (parts.runtime.warning !== null) log.warn(parts.runtime.warning);
       const views = new Views(parts.mounts, parts.layout.views);
       await views.clear();

@@ -1,7 +1,20 @@
-import { accessSync, closeSync, constants, existsSync, openSync, rmSync, unlinkSync, writeSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  openSync,
+  rmSync,
+  statSync,
+  unlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { BerthError } from "../../core/errors.ts";
 import { hasCode } from "./ffi.ts";
+import { attachMount, cloneMount, MOUNT_ATTR_RDONLY, setAttributes } from "./mount-api.ts";
 import { run } from "./spawn.ts";
 
 export type RuntimeName = "crun" | "runc";
@@ -37,6 +50,29 @@ export async function findRuntime(wanted: RuntimeName | null, stateDir: string):
     return { name, file, version, args: [`--root=${stateDir}`], warning };
   }
   throw new BerthError("unavailable", `No OCI runtime was found; install ${wanted ?? "crun"}.`);
+}
+
+/**
+ * The runtime by way of a read-only mount in this mount namespace. A container that reaches the runtime's file through
+ * /proc/self/exe can't write it there (CVE-2019-5736), and crun, which sees that, need not copy itself to memory and
+ * execute the copy at each start (3 ms).
+ */
+export function mountReadOnly(runtime: Runtime, directory: string): Runtime {
+  mkdirSync(directory, { recursive: true, mode: 0o711 });
+  const file = `${directory}/${runtime.name}`;
+  writeFileSync(file, "", { flag: "a" });
+  const [mounted, wanted] = [statSync(file), statSync(runtime.file)];
+  // Another inode: nothing is mounted yet, or the host's runtime was replaced since.
+  if (mounted.ino !== wanted.ino || mounted.dev !== wanted.dev) {
+    const mount = cloneMount(runtime.file);
+    try {
+      setAttributes(mount, MOUNT_ATTR_RDONLY);
+      attachMount(mount, file);
+    } finally {
+      closeSync(mount);
+    }
+  }
+  return { ...runtime, file };
 }
 
 /** Absolute path of a program of the host, or null. */

@@ -14,6 +14,8 @@ export interface Layout {
   slots: string;
   /** Where monitors leave exit codes, one file per run, named as the runtime's container. */
   exits: string;
+  /** The OCI runtime, mounted read-only. */
+  programs: string;
   /** State directory of the OCI runtime. */
   runtimeRoot: string;
   /** Mounts of layers; see mounts.ts. */
@@ -39,6 +41,7 @@ export function layout(config: { instance: string; runDir: string; dataDir: stri
     links: `${runDir}/containers`,
     slots: `${runDir}/slots`,
     exits: `${runDir}/exits`,
+    programs: `${runDir}/bin`,
     runtimeRoot: `${runDir}/runtime`,
     layers: `${runDir}/layers`,
     views: `${runDir}/views`,
