@@ -47,7 +47,8 @@ async function ensureHost(/** @type {string[]} */ purposes) {
 /** Goes on as another program of the clone, under the pinned Node: in this process when it is that Node already. */
 async function become(/** @type {string} */ script, /** @type {string[]} */ args) {
   const node = pinnedNode();
-  if (node === null) return end(`Berth runs on Linux on x64 or arm64; this is ${process.platform} on ${process.arch}.`);
+  if (node === null)
+    return end(`node_modules has no Node for ${process.platform}-${process.arch}; Berth runs on Linux, x64 and arm64.`);
   const path = join(root, script);
   if (node.version === process.version) {
     // Compiled code is kept where only this user writes; `npm ci` throws it away with the rest.

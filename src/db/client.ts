@@ -25,6 +25,7 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
   return "url" in address
     ? postgres(address.url, {
         ...options,
+        ...socketOf(address.url),
         connection: { ...options.connection, ...(as === "api" ? { role: "berth_api" } : {}) },
       })
     : postgres({
@@ -33,4 +34,10 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
         database: "berth",
         username: as === "api" ? "berth_api" : "berth_owner",
       });
+}
+
+/** A URL whose host is the directory of a Unix socket, percent-encoded, as libpq has it. */
+function socketOf(url: string): { host?: string } {
+  const host = URL.canParse(url) ? decodeURIComponent(new URL(url).hostname) : "";
+  return host.startsWith("/") ? { host } : {};
 }

@@ -97,8 +97,8 @@ test("down ends the containers, and the next start brings back what their restar
   run = berth.start();
   await run.until(/^Ready/m);
   for (const name of ["web-1", "web-2"]) {
-    const { data } = await client().POST("/v1/containers/{id}/start", {
-      params: { path: { id: name }, header: { prefer: "wait=30" } },
+    const { data } = await client().POST("/v1/containers/{id}/wait", {
+      params: { path: { id: name }, query: { condition: "running", timeoutSeconds: 60 } },
     });
     expect(data).toMatchObject({ status: "running" });
   }

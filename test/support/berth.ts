@@ -14,8 +14,8 @@ export class Run {
   #text = "";
   #waiting: { pattern: RegExp; found: (match: RegExpExecArray) => void }[] = [];
 
-  constructor(script: string, env: Record<string, string>) {
-    this.child = spawn(process.execPath, [join(clone, script)], { env, stdio: ["ignore", "pipe", "pipe"] });
+  constructor(argv: readonly string[], env: Record<string, string>) {
+    this.child = spawn(argv[0] ?? "", argv.slice(1), { env, stdio: ["ignore", "pipe", "pipe"] });
     const take = (chunk: Buffer) => {
       this.#text += chunk.toString();
       this.#waiting = this.#waiting.filter(({ pattern, found }) => {
@@ -88,14 +88,14 @@ export class Instance {
 
   /** Starts the supervisor; `until(/Ready/)` on it waits. */
   start(env: Record<string, string> = {}): Run {
-    const run = new Run("src/main.ts", { ...this.#env, ...env });
+    const run = new Run([process.execPath, join(clone, "src/main.ts")], { ...this.#env, ...env });
     this.#runs.push(run);
     return run;
   }
 
   /** `npm run down`. */
   async down(): Promise<Run> {
-    const run = new Run("src/down.ts", this.#env);
+    const run = new Run([process.execPath, join(clone, "src/down.ts")], this.#env);
     await run.ended;
     return run;
   }
@@ -109,7 +109,8 @@ export class Instance {
   }
 }
 
-async function freePort(): Promise<number> {
+/** A TCP port of the loopback address that nothing listened on a moment ago. */
+export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const address = server.address();
