@@ -60,7 +60,7 @@ export async function findRuntime(wanted: RuntimeName | null, stateDir: string):
 export function mountReadOnly(runtime: Runtime, directory: string): Runtime {
   mkdirSync(directory, { recursive: true, mode: 0o711 });
   const file = `${directory}/${runtime.name}`;
-  writeFileSync(file, "", { flag: "a" });
+  if (!existsSync(file)) writeFileSync(file, "");
   const [mounted, wanted] = [statSync(file), statSync(runtime.file)];
   // Another inode: nothing is mounted yet, or the host's runtime was replaced since.
   if (mounted.ino !== wanted.ino || mounted.dev !== wanted.dev) {
