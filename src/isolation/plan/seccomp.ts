@@ -19,6 +19,7 @@ export interface SeccompProfile {
 
 const EPERM = 1;
 const ENOSYS = 38;
+const EAFNOSUPPORT = 97;
 
 /**
  * Calls that a program may make with any arguments. Nothing here mounts, makes or enters a namespace, loads code into
@@ -73,8 +74,9 @@ const namespaceFlags = [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x
 /** PER_LINUX, PER_LINUX32, UNAME26, both, and the query: others change how memory is laid out and mapped. */
 const personalities = [0x0, 0x8, 0x20000, 0x20008, 0xffffffff];
 
-/** AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. */
+/** AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. The others, up to AF_MAX, are said not to exist. */
 const socketFamilies = [1, 2, 10, 16];
+const otherFamilies = Array.from({ length: 46 }, (_, family) => family).filter((f) => !socketFamilies.includes(f));
 
 /** Regular file (0 is another way to say it), FIFO, socket. Devices are left out, "0/0" too: overlay's whiteout. */
 const nodeTypes = [0, 0o100000, 0o010000, 0o140000];
@@ -114,6 +116,7 @@ export function seccompProfile(arch: string, chroot: boolean): SeccompProfile {
       ...namespaceFlags.map((flag) => refuse(["clone"], masked(0, flag, flag))),
       ...personalities.map((value) => allow(["personality"], equal(0, value))),
       ...socketFamilies.map((family) => allow(["socket"], equal(0, family))),
+      ...otherFamilies.map((family) => ({ ...refuse(["socket"], equal(0, family)), errnoRet: EAFNOSUPPORT })),
       ...nodeTypes.flatMap((type) => [
         allow(["mknod"], masked(1, nodeTypeMask, type)),
         allow(["mknodat"], masked(2, nodeTypeMask, type)),
