@@ -99,6 +99,8 @@ export async function startPostgres(): Promise<TestServer> {
     ...runAs,
     stdio: ["ignore", "ignore", "pipe"],
   });
+  // A run that is cut off takes its server along.
+  process.once("exit", () => server.kill("SIGKILL"));
   let log = "";
   await new Promise<void>((resolve, reject) => {
     server.stderr.on("data", (chunk: Buffer) => {
