@@ -31,9 +31,9 @@ beforeAll(async () => {
   writeFileSync(canary, "untouched", { mode: 0o666 });
 });
 afterAll(async () => {
+  await host.destroy();
   expect(readFileSync(canary, "utf8")).toBe("untouched");
   rmSync(canary.slice(0, canary.lastIndexOf("/")), { recursive: true });
-  await host.destroy();
 });
 
 async function inside(script: string, without: Protection[] = [], wish: Wish = {}): Promise<string> {

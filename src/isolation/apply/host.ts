@@ -74,11 +74,18 @@ export async function prepareHost(layout: Layout): Promise<void> {
     await mkdir(path, { recursive: true, mode: 0o711 });
   await mkdir(layout.exits, { recursive: true, mode: 0o700 });
   for (const path of [layout.disks, layout.logs]) await mkdir(path, { recursive: true, mode: 0o711 });
+  // Each user namespace has limits of its own (namespaces.ts); the host's, which all of them share, must not come first.
+  raise("/proc/sys/fs/inotify/max_user_instances", 2 ** 20);
+  raise("/proc/sys/fs/inotify/max_user_watches", 2 ** 26);
   if (cgroupVersion() === 1) {
     // A runtime would keep a second, empty cgroup for each container there: a migration (8 ms) for nothing.
     for (const [path, type] of mountPoints()) if (type === "cgroup2") await must("/usr/bin/umount", "-l", path);
   }
   await favorDynamicCgroups(layout);
+}
+
+function raise(setting: string, least: number): void {
+  if (Number(readFileSync(setting, "utf8")) < least) writeFileSync(setting, String(least));
 }
 
 /** 2: the unified hierarchy alone; 1: hierarchies per controller (also with an empty unified one beside them). */

@@ -20,10 +20,13 @@ const AF_NETLINK = 16;
 const SOCK_RAW_CLOEXEC = 0o2000003;
 
 /**
- * Settings that belong to the network namespace, and so can only be written from inside. As Docker's: any user may ping
- * without a capability, and bind ports below 1024. "0 65535" because a range with an id that is not mapped is EINVAL.
+ * Settings that belong to the namespaces, and so can only be written from inside. As Docker's: any user may ping without
+ * a capability, and bind ports below 1024. "0 65535" because a range with an id that is not mapped is EINVAL. What all
+ * user namespaces share with the host's root is bounded for each, so that one can't take it from all (user_namespaces(7)).
  */
 const settings = [
+  ["/proc/sys/user/max_inotify_instances", "256"],
+  ["/proc/sys/user/max_inotify_watches", "65536"],
   ["/proc/sys/net/ipv4/ping_group_range", "0 65535"],
   ["/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"],
 ] as const;
