@@ -12,7 +12,7 @@ export default defineConfig({
       tier("unit"),
       tier("db", { globalSetup: "test/support/postgres.ts" }),
       tier("http", { globalSetup: "test/support/postgres.ts" }),
-      tier("host", { fileParallelism: false, testTimeout: 60_000 }),
+      tier("host", { globalSetup: "test/support/postgres.ts", fileParallelism: false, testTimeout: 60_000 }),
       tier("e2e", { fileParallelism: false, testTimeout: 180_000, hookTimeout: 120_000 }),
     ],
   },

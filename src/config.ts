@@ -30,6 +30,8 @@ export interface Config {
   outboundAllow: readonly string[];
   corsOrigins: readonly string[];
   logLevel: string;
+  /** For tests: the name of isolation/failpoint.ts at which the worker kills itself. */
+  failpoint: string | null;
   host: { cpus: number; memory: number };
 }
 
@@ -125,6 +127,12 @@ export function readConfig(env: Environment): Config {
     outboundAllow: list(env, "BERTH_OUTBOUND_ALLOW"),
     corsOrigins: list(env, "BERTH_CORS_ORIGINS"),
     logLevel: choice(env, "BERTH_LOG_LEVEL", ["trace", "debug", "info", "warn", "error", "silent"], "warn"),
+    failpoint: text(
+      env,
+      "BERTH_FAILPOINT",
+      (value) => /^[a-z]+\.[a-z]+$/.test(value),
+      "must be the name of a failpoint",
+    ),
     host: { cpus: cpus().length, memory: totalmem() },
   };
 }

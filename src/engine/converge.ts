@@ -12,6 +12,7 @@ import {
   writePorts,
   writeSeen,
 } from "../db/inbox.ts";
+import { armFailpoint, type ReachFailpoint } from "../isolation/failpoint.ts";
 import { ensureImage, ensureLayers } from "./images.ts";
 import { containerSandbox } from "./sandbox-spec.ts";
 import type { Services } from "./services.ts";
@@ -34,6 +35,7 @@ interface Drive {
 export class Converger {
   readonly #services: Services;
   readonly #rebooted: boolean;
+  readonly #reach: ReachFailpoint;
   readonly #drives = new Map<string, Drive>();
   readonly #stops = new Map<string, { deadline: number }>();
   readonly #timers = new Map<string, NodeJS.Timeout>();
@@ -44,6 +46,7 @@ export class Converger {
   constructor(services: Services, more: { rebooted: boolean }) {
     this.#services = services;
     this.#rebooted = more.rebooted;
+    this.#reach = armFailpoint(services.config.failpoint);
   }
 
   /** Wakes every container of which something new is wanted. */
@@ -136,7 +139,9 @@ export class Converger {
         const seconds = container.spec.stopTimeoutSeconds;
         this.#stops.set(id, { deadline: performance.now() + seconds * 1000 });
         await this.#write(container, { status: "stopping" });
+        this.#reach("converge.stopping");
         sandboxes.signal(id, stopSignal(container));
+        this.#reach("converge.asked");
         return "more";
       }
       case "awaitStop":
@@ -206,12 +211,15 @@ export class Converger {
       const image = await this.#image(container, drive, begun);
       const slot = container.slot ?? sandboxes.takeSlot();
       await this.#write(container, { ...begun, slot, ipAddress: sandboxes.addressOf(slot), imageDigest: image.digest });
+      this.#reach("converge.begun");
       const log = logPath(config.dataDir, id);
       await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
       const layers = await this.#services.layers.lowers(image.layers);
       const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }));
+      this.#reach("converge.started");
       const wanted = container.ports.filter((port) => port.status !== "removing");
       await sandboxes.publish(id, wanted);
+      this.#reach("converge.published");
       this.#published.add(id);
       await this.#write(
         container,
@@ -223,6 +231,7 @@ export class Converger {
         },
         "container.started",
       );
+      this.#reach("converge.running");
       await this.#writePorts(container, { active: wanted.map((port) => port.id) });
     } catch (thrown) {
       if (drive.abort.signal.aborted) {
@@ -275,6 +284,7 @@ export class Converger {
           ? "host_rebooted"
           : "host_stopped";
     await sandboxes.release(id);
+    this.#reach("converge.released");
     this.#stops.delete(id);
     this.#published.delete(id);
     const again = step.restartInMs !== null;
@@ -293,6 +303,7 @@ export class Converger {
       again ? "container.restarting" : "container.exited",
       { exitCode, oomKilled, ...(reason === null ? {} : { reason }) },
     );
+    this.#reach("converge.ended");
     await this.#writePorts(container, { idle: container.ports.map((port) => port.id) });
   }
 
@@ -300,13 +311,16 @@ export class Converger {
     const { sandboxes, config, connection, host } = this.#services;
     const { id } = container;
     await sandboxes.remove(id, container.slot);
+    this.#reach("converge.removed");
     const log = logPath(config.dataDir, id);
     await rm(log.slice(0, log.lastIndexOf("/")), { recursive: true, force: true });
+    this.#reach("converge.forgotten");
     this.#stops.delete(id);
     this.#published.delete(id);
     clearTimeout(this.#timers.get(id));
     this.#timers.delete(id);
     await eraseContainer(connection.db, { hostId: host.id, session: host.session }, container);
+    this.#reach("converge.erased");
     // Only now may another container get the slot: its row is gone.
     if (container.slot !== null) sandboxes.freeSlot(container.slot);
   }

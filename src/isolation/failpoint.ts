@@ -1,6 +1,7 @@
 /**
  * Places between every two effects of a start, release and removal, at which a test can have the worker killed to see
- * that the next one finds its way. `slot.*` is what makes a slot ready, in the pool or as the beginning of a start.
+ * that the next one finds its way. `slot.*` is what makes a slot ready, in the pool or as the beginning of a start;
+ * `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts).
  */
 export const failpoints = [
   "slot.directory",
@@ -33,6 +34,17 @@ export const failpoints = [
   "release.link",
   "remove.disk",
   "remove.log",
+  "converge.begun",
+  "converge.started",
+  "converge.published",
+  "converge.running",
+  "converge.stopping",
+  "converge.asked",
+  "converge.released",
+  "converge.ended",
+  "converge.removed",
+  "converge.forgotten",
+  "converge.erased",
 ] as const;
 export type Failpoint = (typeof failpoints)[number];
 

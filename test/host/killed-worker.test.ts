@@ -1,0 +1,135 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { failpoints } from "../../src/isolation/failpoint.ts";
+import { DrivenHost } from "../support/driven-host.ts";
+import { leftovers } from "../support/leftovers.ts";
+
+// A worker is killed between every two effects of a start, a stop and a removal, rows included; the next one must make
+// the host and the rows agree again, with one instance of the container and nothing left of what is gone.
+
+interface Container {
+  id: string;
+  status: string;
+  exitCode: number | null;
+  reason: string | null;
+  restartCount: number;
+  ports: { hostPort: number; status: string }[];
+}
+
+const page = "it answers";
+const firstPort = 21_000;
+let host: DrivenHost;
+
+beforeAll(async () => {
+  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort);
+  await host.start();
+  await host.buildBusybox("box:1");
+});
+afterAll(() => host.destroy());
+
+beforeEach(async () => {
+  await host.stop();
+});
+
+const web = {
+  image: "box:1",
+  command: ["/bin/sh", "-c", `mkdir /www; echo ${page} > /www/index.html; exec httpd -f -p 80 -h /www`],
+  ports: [{ containerPort: 80 }],
+  stopSignal: "SIGKILL",
+};
+
+async function create(): Promise<Container> {
+  const { status, body } = await host.ask<Container>("POST", "/v1/containers", web);
+  expect(status, JSON.stringify(body)).toBeLessThan(300);
+  return body;
+}
+
+async function get(id: string): Promise<Container | null> {
+  const { status, body } = await host.ask<Container>("GET", `/v1/containers/${id}`);
+  return status === 404 ? null : body;
+}
+
+async function becomes(id: string, status: string): Promise<Container> {
+  await expect.poll(async () => (await get(id))?.status, { timeout: 20_000 }).toBe(status);
+  return (await get(id)) as Container;
+}
+
+const answer = (port: number) =>
+  fetch(`http://127.0.0.1:${String(port)}/`).then(
+    (response) => response.text(),
+    (error: Error) => error.message,
+  );
+
+/** Runs, once, and its port answers. */
+async function serves(id: string): Promise<void> {
+  const container = await becomes(id, "running");
+  const port = container.ports[0]?.hostPort ?? 0;
+  await expect.poll(() => answer(port), { timeout: 10_000 }).toContain(page);
+  await expect.poll(async () => (await get(id))?.ports[0]?.status, { timeout: 10_000 }).toBe("active");
+  expect(leftovers(host).filter((line) => line.includes("httpd"))).toHaveLength(1);
+}
+
+/** After a clean end of the worker only what rows stand for is left; `disks`: how many writable layers. */
+async function leaves(disks: number): Promise<void> {
+  await host.stop();
+  const left = leftovers(host);
+  expect(left.filter((line) => !line.includes("/worker/disks/") && !line.includes("/worker/slot-logs/"))).toEqual([]);
+  expect(left.filter((line) => line.includes("/worker/disks/"))).toHaveLength(disks);
+}
+
+async function remove(id: string): Promise<void> {
+  await host.ask("DELETE", `/v1/containers/${id}?force=true`);
+  await expect.poll(() => get(id), { timeout: 20_000 }).toBeNull();
+}
+
+const starting = failpoints.filter((name) =>
+  /^(slot|start)\.|^converge\.(begun|started|published|running)$/.test(name),
+);
+const stopping = failpoints.filter((name) => /^release\.|^converge\.(stopping|asked|released|ended)$/.test(name));
+const removing = failpoints.filter((name) => /^(remove)\.|^converge\.(removed|forgotten|erased)$/.test(name));
+
+describe("a worker killed in a start", () => {
+  test.each(starting)("at %s: the next one has it running once", async (name) => {
+    await host.start(name);
+    const { id } = await create();
+    await host.killed();
+    await host.start();
+    await serves(id);
+    expect((await get(id))?.restartCount).toBe(0);
+    await remove(id);
+    await leaves(0);
+  });
+});
+
+describe("a worker killed in a stop", () => {
+  test.each(stopping)("at %s: the next one has it stopped, and it can start again", async (name) => {
+    await host.start(name);
+    const { id } = await create();
+    await serves(id);
+    await host.ask("POST", `/v1/containers/${id}/stop`);
+    await host.killed();
+    await host.start();
+    const stopped = await becomes(id, "exited");
+    expect(stopped.ports[0]?.status).toBe("pending");
+    await host.ask("POST", `/v1/containers/${id}/start`);
+    await serves(id);
+    await remove(id);
+    await leaves(0);
+  });
+});
+
+describe("a worker killed in a removal", () => {
+  test.each(removing)("at %s: the next one removes the rest", async (name) => {
+    await host.start(name);
+    const { id } = await create();
+    await serves(id);
+    await host.ask("DELETE", `/v1/containers/${id}?force=true`);
+    await host.killed();
+    await host.start();
+    await expect.poll(() => get(id), { timeout: 20_000 }).toBeNull();
+    await leaves(0);
+  });
+});
+
+test("every failpoint belongs to one of the three", () => {
+  expect([...starting, ...stopping, ...removing].toSorted()).toEqual(failpoints.toSorted());
+});
