@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import { hasCode } from "./ffi.ts";
 import { cgroupVersion } from "./host.ts";
@@ -68,6 +68,8 @@ export class Cgroups {
       await pause(attempt);
     }
     for (const leaf of leaves) removeIfEmpty(leaf.slice(0, leaf.lastIndexOf("/")));
+    // What the runtime writes where it expects the unified hierarchy, and host.ts has put plain files.
+    if (this.version === 1) rmSync(`${root}/unified${path}`, { recursive: true, force: true });
   }
 
   /** Groups of single containers below `parent`, as `<project>/<container>`. */

@@ -78,8 +78,13 @@ export async function prepareHost(layout: Layout): Promise<void> {
   raise("/proc/sys/fs/inotify/max_user_instances", 2 ** 20);
   raise("/proc/sys/fs/inotify/max_user_watches", 2 ** 26);
   if (cgroupVersion() === 1) {
-    // A runtime would keep a second, empty cgroup for each container there: a migration (8 ms) for nothing.
-    for (const [path, type] of mountPoints()) if (type === "cgroup2") await must("/usr/bin/umount", "-l", path);
+    // A runtime would keep a second, empty cgroup for each container there: a migration (8 ms) for nothing. It makes the
+    // directories all the same; in a small filesystem of this namespace they hurt nobody.
+    for (const [path, type] of mountPoints()) {
+      if (type !== "cgroup2" || path === `${layout.runDir}/cgroup2`) continue;
+      await must("/usr/bin/umount", "-l", path);
+      await must("/usr/bin/mount", "-t", "tmpfs", "-o", "mode=0711,size=16m", "berth", path);
+    }
   }
   await favorDynamicCgroups(layout);
 }
@@ -99,6 +104,8 @@ export function cgroupVersion(): 1 | 2 {
  * plain mount of cgroup2 clears it, so it is looked at now and then.
  */
 export async function favorDynamicCgroups(layout: Layout): Promise<void> {
+  // The host's own mount of cgroup2 shows it; in this namespace there may be none.
+  if (/ - cgroup2 .*\bfavordynmods\b/.test(readFileSync("/proc/1/mountinfo", "utf8"))) return;
   if (cgroupVersion() === 2) {
     await must("/usr/bin/mount", "-o", "remount,favordynmods", "/sys/fs/cgroup").catch(() => undefined);
     return;

@@ -2,7 +2,7 @@ import type { Resources } from "../../core/container.ts";
 
 /** OCI runtime spec, config-linux.md, `resources`, as far as Berth uses it. */
 export interface LinuxResources {
-  devices: { allow: boolean; type?: "c"; major?: number; minor?: number; access: string }[];
+  devices: { allow: boolean; access: string }[];
   memory?: { limit: number; swap: number };
   cpu?: { shares: number; quota: number; period: number };
   pids?: { limit: number };
@@ -15,18 +15,6 @@ const openFiles = 65_536;
 /** One scheduler period in microseconds; a quota of `cpus` periods per period is `cpus` cores. */
 const period = 100_000;
 
-/** Character devices a container may use: null, zero, full, random, urandom, tty, ptmx, pts (all minors). */
-const devices: readonly (readonly [number, number | null])[] = [
-  [1, 3],
-  [1, 5],
-  [1, 7],
-  [1, 8],
-  [1, 9],
-  [5, 0],
-  [5, 2],
-  [136, null],
-];
-
 /** One of a container's limits, to be left out in a test that shows what it prevents. */
 export type Limit = "memory" | "cpu" | "pids" | "devices";
 
@@ -36,18 +24,8 @@ export function cgroupLimits(
   without: ReadonlySet<string> = new Set(),
 ): LinuxResources {
   return {
-    devices: without.has("devices")
-      ? [{ allow: true, access: "rwm" }]
-      : [
-          { allow: false, access: "rwm" },
-          ...devices.map(([major, minor]) => ({
-            allow: true,
-            type: "c" as const,
-            major,
-            ...(minor !== null && { minor }),
-            access: "rw",
-          })),
-        ],
+    // Runtimes add what every container may use: null, zero, full, random, urandom, tty, ptmx and pts.
+    devices: [{ allow: without.has("devices"), access: "rwm" }],
     ...(!without.has("memory") && { memory: { limit: limits.memory, swap: limits.memory } }),
     ...(!without.has("cpu") && {
       cpu: {
