@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type Config, readConfig } from "../../src/config.ts";
 
-const clone = dirname(dirname(import.meta.dirname));
+const ownClone = dirname(dirname(import.meta.dirname));
 
 /** A start of the program, from its first line on. */
 export class Run {
@@ -57,19 +57,21 @@ export class Run {
 /** An instance of its own: data directory, listening port and port range; its containers are no other instance's. */
 export class Instance {
   readonly config: Config;
+  readonly #clone: string;
   readonly #env: Record<string, string>;
   readonly #runs: Run[] = [];
 
-  private constructor(env: Record<string, string>) {
+  private constructor(clone: string, env: Record<string, string>) {
+    this.#clone = clone;
     this.#env = { PATH: process.env.PATH ?? "", ...env };
     this.config = readConfig(env);
   }
 
-  static async create(env: Record<string, string> = {}): Promise<Instance> {
+  static async create(env: Record<string, string> = {}, clone: string = ownClone): Promise<Instance> {
     const dir = mkdtempSync(join(tmpdir(), "berth-e2e-"));
     chmodSync(dir, 0o711);
     const [port, first] = [await freePort(), await freePort()];
-    return new Instance({
+    return new Instance(clone, {
       BERTH_DATA_DIR: join(dir, "data"),
       BERTH_LISTEN: `127.0.0.1:${String(port)}`,
       BERTH_PORT_RANGE: `${String(first)}-${String(Math.min(first + 100, 65_535))}`,
@@ -88,14 +90,14 @@ export class Instance {
 
   /** Starts the supervisor; `until(/Ready/)` on it waits. */
   start(env: Record<string, string> = {}): Run {
-    const run = new Run([process.execPath, join(clone, "src/main.ts")], { ...this.#env, ...env });
+    const run = new Run([process.execPath, join(this.#clone, "src/main.ts")], { ...this.#env, ...env });
     this.#runs.push(run);
     return run;
   }
 
   /** `npm run down`. */
   async down(): Promise<Run> {
-    const run = new Run([process.execPath, join(clone, "src/down.ts")], this.#env);
+    const run = new Run([process.execPath, join(this.#clone, "src/down.ts")], this.#env);
     await run.ended;
     return run;
   }
