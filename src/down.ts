@@ -15,7 +15,10 @@ import { closeView } from "./supervisor/view.ts";
 async function down(): Promise<void> {
   const config = readConfig(process.env);
   if (process.getuid?.() !== 0) throw new ConfigError("Only root can stop containers: sudo npm run down");
-  if (!existsSync(config.dataDir)) return say(`Nothing has ever run on ${config.dataDir}.`);
+  if (!existsSync(config.dataDir)) {
+    say(`Nothing has ever run on ${config.dataDir}.`);
+    return;
+  }
   const paths = directoriesOf(config.dataDir, config.runDir);
   const lock = takeLock(paths.lock);
   if (!lock.taken) {

@@ -41,15 +41,33 @@ function describe(config: Config, running: Running): void {
   else if (apiMs !== null) say(`token     ${token.file === null ? "as BERTH_ADMIN_TOKEN says" : `in ${token.file}`}`);
 }
 
-async function demonstrate(config: Config, { token }: Running): Promise<void> {
+async function demonstrate(config: Config, { token }: Running, stop: AbortSignal): Promise<void> {
   const url = `http://${config.listen.host}:${String(config.listen.port)}`;
   const { first: firstPort, last: lastPort } = config.portRange;
   try {
     const { runDemo } = await import("./demo/demo.ts");
     await runDemo({ url, token: token.text, tokenFile: token.file, clone, firstPort, lastPort, say: print });
   } catch (error) {
+    if (stop.aborted) return;
     print(`The example did not work: ${error instanceof Error ? error.message : String(error)}`);
   }
+}
+
+/**
+ * Aborts on the first signal. One that comes more than a second later ends this process at once, and the children end
+ * with it. In between more of them are the same Ctrl-C: a terminal sends it to all of `npm start`, and npm passes it on.
+ */
+function stopSignal(): AbortSignal {
+  const controller = new AbortController();
+  let first = 0;
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.on(signal, () => {
+      if (!controller.signal.aborted) first = performance.now();
+      else if (performance.now() - first > 1000) process.exit(1);
+      controller.abort();
+    });
+  }
+  return controller.signal;
 }
 
 async function main(): Promise<number> {
@@ -63,21 +81,16 @@ async function main(): Promise<number> {
       `Berth runs on ${config.dataDir} already (process ${String(lock.holder)}); another one needs its own BERTH_DATA_DIR, BERTH_LISTEN and BERTH_PORT_RANGE`,
     );
   }
-  // The first signal stops in order; a second one ends at once, and the children end with their supervisor.
-  const stopped = new Promise<void>((resolve) => {
-    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-      process.once(signal, () => {
-        resolve();
-        process.once(signal, () => process.exit(1));
-      });
-    }
+  const stop = stopSignal();
+  const stopped = new Promise((resolve) => {
+    stop.addEventListener("abort", resolve);
   });
   print("Berth");
   const running = await startBerth(config, process.env, clone, say);
   describe(config, running);
   // Time since this program was started, Node's own start included.
   print(`Ready after ${seconds(performance.now())}.`);
-  if (config.demo && config.role === "all") await demonstrate(config, running);
+  if (config.demo && config.role === "all") await Promise.race([demonstrate(config, running, stop), stopped]);
   await stopped;
   print("Stopping. Containers keep serving; `npm run down` stops them too.");
   await running.stop();
@@ -87,9 +100,8 @@ async function main(): Promise<number> {
 main().then(
   (code) => process.exit(code),
   (error: unknown) => {
-    process.stderr.write(
-      `${error instanceof ConfigError ? error.message : `Berth could not start: ${error instanceof Error ? error.message : String(error)}`}\n`,
-    );
+    const message = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`${error instanceof ConfigError ? "" : "Berth could not start: "}${message}\n`);
     process.exit(1);
   },
 );

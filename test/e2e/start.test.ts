@@ -41,6 +41,8 @@ describe("npm start", () => {
     expect(second.text).toContain(`runs on ${berth.config.dataDir} already (process ${String(pid)})`);
 
     const data = berth.config.dataDir;
+    // As Ctrl-C in a terminal comes: to the whole process group, and once more from npm.
+    run.child.kill("SIGINT");
     expect(await run.stop("SIGINT")).toBe(0);
     expect(
       processes().filter(({ command }) => command.includes(data) || command.includes(berth.config.runDir)),
