@@ -5,10 +5,12 @@ import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Config, readConfig } from "../../src/config.ts";
+import { agentKey } from "../../src/core/keys.ts";
 import { FileBlobs } from "../../src/image/blobs.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
+import { Agents } from "../../src/routes/agents.ts";
 import { type Answer, ask, createApi, type TestApi, type TestProject } from "./api.ts";
 import { collect, entry } from "./image.ts";
 
@@ -31,12 +33,14 @@ export class DrivenHost {
     this.#enter = enter;
   }
 
-  static async create(socketDir: string, firstPort: number): Promise<DrivenHost> {
+  static async create(socketDir: string, firstPort: number, more: Record<string, string> = {}): Promise<DrivenHost> {
     const api = await createApi(socketDir);
     const dataDir = mkdtempSync(join(tmpdir(), "berth-test-host-"));
     chmodSync(dataDir, 0o711);
     for (const name of ["blobs", "worker"]) mkdirSync(join(dataDir, name), { mode: 0o711 });
     api.services.blobs = new FileBlobs(join(dataDir, "blobs"));
+    api.services.agents.close();
+    api.services.agents = new Agents(api.services.sql, agentKey(api.services.secretKey));
     const env = {
       PATH: process.env["PATH"] ?? "",
       BERTH_DATA_DIR: dataDir,
@@ -45,6 +49,7 @@ export class DrivenHost {
       BERTH_HOST_NAME: `host-${randomBytes(4).toString("hex")}`,
       BERTH_PORT_RANGE: `${String(firstPort)}-${String(firstPort + 9)}`,
       BERTH_LOG_LEVEL: "error",
+      ...more,
     };
     const enter = await ensureMountNamespace(readConfig(env));
     return new DrivenHost(api, await api.project("default"), env, enter);
@@ -77,13 +82,19 @@ export class DrivenHost {
     await once(worker, "exit");
   }
 
-  /** Asks the API as the project's admin. */
-  ask<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer<T>> {
-    return ask<T>(this.api.app, this.project.tokens.admin, method, path, body, headers);
+  /** Asks the API as a project's admin. */
+  ask<T>(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers: Record<string, string> = {},
+    project = this.project,
+  ): Promise<Answer<T>> {
+    return ask<T>(this.api.app, project.tokens.admin, method, path, body, headers);
   }
 
   /** Builds an image with busybox, under this name. */
-  async buildBusybox(tag: string): Promise<void> {
+  async buildBusybox(tag: string, project = this.project): Promise<void> {
     const dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox","--install","-s","/bin"]\n';
     const busybox = readFileSync("/bin/busybox");
     const tar = await collect(
@@ -92,7 +103,7 @@ export class DrivenHost {
     const response = await this.api.app.request(`/v1/builds?tag=${encodeURIComponent(tag)}`, {
       method: "POST",
       headers: {
-        authorization: `Bearer ${this.project.tokens.admin}`,
+        authorization: `Bearer ${project.tokens.admin}`,
         "content-type": "application/x-tar",
         prefer: "wait=60",
       },
