@@ -1,9 +1,9 @@
 import type { Image, ImageConfig, Layer } from "../core/image.ts";
 import { type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Db, Transaction } from "./connect.ts";
-import { and, eq, sql } from "./drizzle.ts";
-import { events, images, tags } from "./schema.ts";
+import { and, eq, or, sql } from "./drizzle.ts";
 import { notify, topics } from "./notify.ts";
+import { events, images, tags } from "./schema.ts";
 
 /** The project's image of that repository by tag or digest; null: it has none such. */
 export async function findImage(
@@ -20,7 +20,10 @@ export async function findImage(
       and(
         eq(tags.projectId, projectId),
         eq(tags.repository, repository),
-        reference.digest === null ? eq(tags.tag, reference.tag ?? "latest") : eq(tags.digest, reference.digest),
+        // A digest may be an index's, of which the image is the part for this platform; its tag says so.
+        reference.digest === null
+          ? eq(tags.tag, reference.tag ?? "latest")
+          : or(eq(tags.digest, reference.digest), eq(tags.tag, `@${reference.digest}`)),
       ),
     )
     .limit(1);

@@ -1,6 +1,6 @@
 import type postgres from "postgres";
-import { sql } from "./drizzle.ts";
 import type { Db, Transaction } from "./connect.ts";
+import { sql } from "./drizzle.ts";
 
 /** The one channel; its payload is a topic. */
 const channel = "berth";

@@ -2,8 +2,8 @@ import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
 import { findImage, hasRepository, projectHasLayer, recordImage } from "../db/image-records.ts";
+import { type PullProgress, pullImage } from "../image/pull.ts";
 import type { RegistryAuth } from "../image/registry-auth.ts";
-import { pullImage, type PullProgress } from "../image/pull.ts";
 import type { Services } from "./services.ts";
 
 /** How to get an image. `signal` aborts the transfer. */

@@ -33,6 +33,8 @@ export interface BlobStore {
   list(): AsyncIterable<string>;
   /** Milliseconds since a blob was stored; 0 when it is not there. */
   ageMs(digest: string): Promise<number>;
+  /** Removes what writers that died have left: unfinished blobs that were not written to for this long. */
+  deleteAbandoned(olderThanMs: number): Promise<void>;
 }
 
 /**
@@ -111,7 +113,6 @@ export class FileBlobs implements BlobStore {
     }
   }
 
-  /** Removes what writers that died have left: files that were not written to for this long. */
   async deleteAbandoned(olderThanMs: number): Promise<void> {
     await this.#prepare();
     for (const name of await readdir(this.#uploads)) {

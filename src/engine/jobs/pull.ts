@@ -1,5 +1,5 @@
-import { open } from "../../core/keys.ts";
 import type { PullPayload } from "../../core/job.ts";
+import { open } from "../../core/keys.ts";
 import { formatReference, hubReference, parseReference } from "../../core/reference.ts";
 import { reportProgress } from "../../db/leases.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";

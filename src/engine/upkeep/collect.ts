@@ -12,6 +12,7 @@ export async function collect(services: Pick<Services, "connection" | "blobs" | 
   const { connection, blobs, layers, log } = services;
   await deleteExpired(connection.db);
   const [digests, diffIds] = await Promise.all([neededBlobs(connection.db), neededLayers(connection.db)]);
+  await blobs.deleteAbandoned(graceMs);
   let removed = 0;
   for await (const diffId of layers.list()) {
     if (diffIds.has(diffId)) continue;
