@@ -43,6 +43,21 @@ export async function transact<T>(sql: Pool, scope: Scope, work: (tx: Tx) => Pro
   return outcome.value;
 }
 
+/**
+ * Waits for queries that were sent together, in the order in which they were sent. When one fails, the rest of its
+ * transaction fails after it; the error is the first one's, which `Promise.all` does not promise.
+ */
+export async function together<T extends readonly Promise<unknown>[]>(
+  queries: readonly [...T],
+): Promise<{ [K in keyof T]: Awaited<T[K]> }> {
+  const results = await Promise.allSettled(queries);
+  const values = results.map((result): unknown => {
+    if (result.status === "rejected") throw result.reason;
+    return result.value;
+  });
+  return values as { [K in keyof T]: Awaited<T[K]> };
+}
+
 /** Wakes who listens to the topics when the transaction commits. */
 export async function wake(tx: Tx, ...topics: string[]): Promise<void> {
   await tx`select pg_notify('berth', t) from unnest(${topics}::text[]) t`;

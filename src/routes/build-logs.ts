@@ -105,6 +105,6 @@ export function addBuildLogs(app: App, services: Services): void {
     return heldStream(services, c, events ? eventStream : plainText, (signal) => {
       const batches = read(services, c.var.scope, id, after, follow, signal);
       return events ? asEvents(batches) : asText(batches);
-    }) as never;
+    });
   });
 }

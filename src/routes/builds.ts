@@ -1,5 +1,4 @@
 import { Readable } from "node:stream";
-import type { ReadableStream as NodeStream } from "node:stream/web";
 import { z } from "@hono/zod-openapi";
 import type { BuildRequest } from "../core/build-request.ts";
 import { BerthError } from "../core/errors.ts";
@@ -9,6 +8,7 @@ import { formatReference } from "../core/reference.ts";
 import { type BuildRow, findBuild, insertBuild, listBuilds } from "../db/builds.ts";
 import { appendEvent } from "../db/events.ts";
 import { insertJob } from "../db/jobs.ts";
+import { together } from "../db/scope.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { ownName } from "./images.ts";
@@ -231,7 +231,7 @@ async function storeContext(services: Services, c: Request) {
   const { body } = c.req.raw;
   const empty = new BerthError("invalid_context", "The body is empty; a tar of the build context is expected.");
   if (body === null) throw empty;
-  const stored = await services.blobs.put(Readable.fromWeb(body as NodeStream), { maxBytes });
+  const stored = await services.blobs.put(Readable.fromWeb(body), { maxBytes });
   if (stored.sizeBytes === 0) throw empty;
   return stored;
 }
@@ -271,7 +271,7 @@ export function addBuilds(app: App, services: Services): void {
         await checkOpenJobs(tx, projectId);
         const id = newId("build");
         const jobId = newId("job");
-        await Promise.all([
+        await together([
           insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload: {} }),
           insertBuild(tx, { id, projectId, jobId, request }),
           appendEvent(tx, { projectId, type: "build.queued", subjectId: id, data: { tags } }),

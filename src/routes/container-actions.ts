@@ -4,7 +4,7 @@ import { signalNumber } from "../core/signals.ts";
 import { findContainer, type LockedContainer, lockContainer, queueSignal, want } from "../db/containers.ts";
 import { appendEvent, lastEvent } from "../db/events.ts";
 import { topics } from "../db/notify.ts";
-import { type Tx, wake } from "../db/scope.ts";
+import { type Tx, together, wake } from "../db/scope.ts";
 import { Container, Signal } from "./container-schema.ts";
 import { containerParam, requireContainer, shown } from "./containers.ts";
 import type { App, Request, Services } from "./context.ts";
@@ -109,7 +109,7 @@ async function change(
     if (container === null) throw notFound("container");
     if (container.wanted === "removed") throw new BerthError("invalid_state", "The container is being removed.");
     if ((await apply(tx, container)) === "changed") {
-      await Promise.all([
+      await together([
         appendEvent(tx, { projectId: scope.projectId, type, subjectId: container.id }),
         wake(tx, topics.host(container.hostId)),
       ]);

@@ -15,7 +15,7 @@ import { findImage, knownImage } from "../db/images.ts";
 import { topics } from "../db/notify.ts";
 import { insertPort, PortRefused, portError } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
-import { lock, type Tx, violation, wake } from "../db/scope.ts";
+import { lock, type Tx, together, violation, wake } from "../db/scope.ts";
 import type { ContainerCreate } from "./container-schema.ts";
 import { containerView } from "./container-view.ts";
 import type { Request, Services } from "./context.ts";
@@ -75,7 +75,7 @@ async function attempt(
 ) {
   const { projectId } = scope;
   // Sent together: the lock is first, so that what follows sees all that other holders of it have committed.
-  const [, quota, usage, known, hosts] = await Promise.all([
+  const [, quota, usage, known, hosts] = await together([
     lock(tx, `quota:${projectId}`),
     readQuota(tx, scope),
     readUsage(tx, scope),
@@ -91,7 +91,7 @@ async function attempt(
   const id = newId("container");
   const name = asked.name ?? inventName(reference);
   const published = [...ports].sort((a, b) => Number(a.hostPort === undefined) - Number(b.hostPort === undefined));
-  const [, , , , , after, row] = await Promise.all([
+  const [, , , , , after, row] = await together([
     lock(tx, `host:${host.id}`),
     insertContainer(tx, {
       id,
@@ -105,7 +105,7 @@ async function attempt(
       ...asked.resources,
       start: asked.start,
     }),
-    Promise.all(
+    together(
       published.map((port) =>
         insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })),
       ),
@@ -209,12 +209,33 @@ function inventName(reference: ImageReference): string {
   return `${base}-${newId("container").slice(-6)}`;
 }
 
+/** What is kept of the request; name, labels and resources have columns of their own. */
 function specOf(asked: Asked, ports: readonly PublishRequest[], name: string): ContainerSpec {
-  const { name: _name, labels: _labels, resources: _resources, start: _start, hostname = name, ...spec } = asked;
-  return present({ ...spec, hostname, ports: [...ports] });
+  return present({
+    image: asked.image,
+    command: asked.command,
+    entrypoint: asked.entrypoint,
+    env: asked.env,
+    workingDirectory: asked.workingDirectory,
+    user: asked.user,
+    hostname: asked.hostname ?? name,
+    tty: asked.tty,
+    openStdin: asked.openStdin,
+    publishAll: asked.publishAll,
+    ports: [...ports],
+    restartPolicy: asked.restartPolicy,
+    stopSignal: asked.stopSignal,
+    stopTimeoutSeconds: asked.stopTimeoutSeconds,
+    autoRemove: asked.autoRemove,
+    readOnlyRootfs: asked.readOnlyRootfs,
+    capabilities: asked.capabilities,
+    pull: asked.pull,
+  });
 }
 
 /** The same without the fields that are undefined: absent and undefined are different to exact optional types. */
 function present<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as never;
+  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as {
+    [K in keyof T]: Exclude<T[K], undefined>;
+  };
 }

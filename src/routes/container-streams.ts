@@ -179,7 +179,7 @@ export function addContainerStreams(app: App, services: Services): void {
       signal.addEventListener("abort", () => aborted.abort(), { once: true });
       const lines = parseLines(response as AsyncIterable<Buffer>, signal);
       return events ? asEvents(lines, after) : asText(lines, timestamps);
-    }) as never;
+    });
   });
 
   app.openapi(exec, async (c) => {

@@ -115,7 +115,7 @@ export function addEvents(app: App, services: Services): void {
     const from = c.req.valid("header")["last-event-id"] ?? cursor;
     if (wantsEvents(c)) {
       const start = from === undefined ? await currentPosition(services.sql) : parsePosition(from);
-      return heldStream(services, c, eventStream, (signal) => follow(services, scope, start, filter, signal)) as never;
+      return heldStream(services, c, eventStream, (signal) => follow(services, scope, start, filter, signal));
     }
     const start = parsePosition(from ?? "0-0");
     const { events } = await eventsAfter(services.sql, scope, start, filter, limit + 1);

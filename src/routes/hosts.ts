@@ -63,8 +63,9 @@ const drain = change("drain", "drainHost", "Place no new containers on a host", 
 const activate = change("activate", "activateHost", "Place containers on a host again", "Takes a drain back.");
 
 function hostView(row: HostRow): z.infer<typeof Host> {
-  const { portFirst, portLast, reservedPorts: _, ...rest } = row;
-  return { ...rest, portRange: { first: portFirst, last: portLast } };
+  const { id, name, state, alive, address, cpus, memory, disk, used, heartbeatAt, createdAt } = row;
+  const portRange = { first: row.portFirst, last: row.portLast };
+  return { id, name, state, alive, address, cpus, memory, disk, used, portRange, heartbeatAt, createdAt };
 }
 
 export function addHosts(app: App, services: Services): void {

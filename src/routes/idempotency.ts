@@ -36,7 +36,7 @@ export async function once<T extends object>(
     ]);
   }
   // Only a body that was read within its limit; operations without a body have none that counts.
-  const request = more.request ?? (await c.req.bodyCache.text) ?? "";
+  const request = more.request ?? (await Promise.resolve(c.req.bodyCache.text)) ?? "";
   const hash = createHash("sha256").update(`${c.req.method} ${c.req.path}\n${request}`).digest();
   return transact(services.sql, scope, async (tx) => {
     const kept = await takeKey(tx, projectId, key, hash);

@@ -4,7 +4,7 @@ import { type JobStatus, jobKinds, jobStatuses } from "../core/job.ts";
 import { appendEvent } from "../db/events.ts";
 import { cancelJob, findJob, type JobRow, listJobs, openJobs } from "../db/jobs.ts";
 import { topics } from "../db/notify.ts";
-import { type Tx, wake } from "../db/scope.ts";
+import { type Tx, together, wake } from "../db/scope.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { json, operation } from "./operation.ts";
@@ -91,7 +91,7 @@ export const hasEnded = (row: { status: JobStatus } | null) =>
 export async function requestCancel(tx: Tx, projectId: string, jobId: string, subjectId: string): Promise<void> {
   const status = await cancelJob(tx, projectId, jobId);
   if (status === null) throw notFound("job");
-  await Promise.all([
+  await together([
     appendEvent(tx, { projectId, type: "job.cancel_requested", subjectId: jobId, data: { status } }),
     wake(tx, topics.jobs, topics.resource(jobId), topics.resource(subjectId)),
   ]);

@@ -28,7 +28,7 @@ export function operation<P extends string, R extends Omit<RouteConfig, "path"> 
   const { tag, errors, ...route } = config;
   const isPublic = permissions[config.operationId] === "public";
   const body = config.request?.body;
-  const json = body?.content["application/json"] !== undefined;
+  const json = body !== undefined && "application/json" in body.content;
   const others = Object.keys(body?.content ?? {}).filter((type) => type !== "application/json");
   const codes = [
     ...always,
@@ -42,7 +42,7 @@ export function operation<P extends string, R extends Omit<RouteConfig, "path"> 
     security: isPublic ? [] : [{ token: [] }],
     middleware: [
       ...(isPublic ? [] : [authorize(config.operationId)]),
-      ...(json ? [jsonBody(body?.required === true, others)] : []),
+      ...(json ? [jsonBody(body.required === true, others)] : []),
     ],
     responses: { ...route.responses, ...problemResponses(codes) },
   } as unknown as R);

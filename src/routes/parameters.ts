@@ -22,7 +22,7 @@ export function idParam(noun: Noun, names: "id" | "id or name" = "id") {
 /** A query parameter that is given zero, one or several times. */
 export function repeated<S extends z.ZodType>(item: S) {
   return z.preprocess(
-    (value) => (value === undefined ? [] : Array.isArray(value) ? value : [value]),
+    (value): unknown => (value === undefined ? [] : Array.isArray(value) ? value : [value]),
     z.array(item).max(100),
   );
 }

@@ -17,7 +17,7 @@ import {
   touchContainer,
 } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
-import { lock, transact, wake } from "../db/scope.ts";
+import { lock, together, transact, wake } from "../db/scope.ts";
 import { newPort } from "./container-create.ts";
 import type { App, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
@@ -103,7 +103,7 @@ export function addPorts(app: App, services: Services): void {
     const { scope } = c.var;
     const { containerId, ...port } = c.req.valid("json");
     const made = await once(services, c, async (tx) => {
-      const [, container, quota, usage] = await Promise.all([
+      const [, container, quota, usage] = await together([
         lock(tx, `quota:${scope.projectId}`),
         lockContainer(tx, scope.projectId, containerId),
         readQuota(tx, scope),
@@ -124,7 +124,7 @@ export function addPorts(app: App, services: Services): void {
         containerId: container.id,
         hostId,
       });
-      const [, , , , , inserted] = await Promise.all([
+      const [, , , , , inserted] = await together([
         lock(tx, `host:${hostId}`),
         insertPort(tx, row),
         touchContainer(tx, container.id),
@@ -182,7 +182,7 @@ export function addPorts(app: App, services: Services): void {
     await transact(sql, scope, async (tx) => {
       const removed = await removePort(tx, scope.projectId, id);
       if (removed === null) throw notFound("port");
-      await Promise.all([
+      await together([
         touchContainer(tx, removed.containerId),
         appendEvent(tx, { projectId: scope.projectId, type: "port.removing", subjectId: id }),
         wake(tx, topics.host(removed.hostId)),

@@ -112,7 +112,7 @@ describe("a body that can't be read", () => {
       headers: { authorization: `Bearer ${project.tokens.deployer}`, "content-type": "application/json" },
       body: chunks,
       duplex: "half",
-    } as RequestInit);
+    });
     expect(response.status).toBe(413);
   });
 
@@ -124,14 +124,21 @@ describe("a body that can't be read", () => {
 
   test("is never read before the token is checked", async () => {
     let pulled = 0;
-    const body = new ReadableStream({ pull: () => void pulled++ }, { highWaterMark: 0 });
+    const body = new ReadableStream(
+      {
+        pull: () => {
+          pulled++;
+        },
+      },
+      { highWaterMark: 0 },
+    );
     const send = (authorization: string) =>
       api.app.request("/v1/containers", {
         method: "POST",
         headers: { authorization, "content-type": "application/json" },
         body,
         duplex: "half",
-      } as RequestInit);
+      });
     expect((await send("Bearer berth_nobody")).status).toBe(401);
     expect((await send(`Bearer ${project.tokens.viewer}`)).status).toBe(403);
     expect(pulled).toBe(0);
@@ -199,7 +206,7 @@ describe("tokens", () => {
     { authorization: "Basic eDp5" },
     { authorization: "Bearer berth_wrong" },
   ])("%j", async (headers) => {
-    const answer = await get(headers as Record<string, string>);
+    const answer = await get(headers);
     expect(answer).toMatchObject({ status: 401, body: { code: "unauthorized" } });
     expect(answer.headers.get("www-authenticate")).toContain("Bearer");
   });
