@@ -8,14 +8,15 @@ const graceMs = 60 * 60 * 1000;
  * Deletes rows that have served their time, then layers and blobs that no row needs. To be run only while no job of this
  * host runs: a pull or build counts on what it found in the store until it has recorded its image.
  */
-export async function collect(services: Pick<Services, "connection" | "blobs" | "layers" | "log">): Promise<void> {
-  const { connection, blobs, layers, log } = services;
+export async function collect(services: Pick<Services, "connection" | "blobs" | "layers" | "sandboxes" | "log">): Promise<void> {
+  const { connection, blobs, layers, sandboxes, log } = services;
   await deleteExpired(connection.db);
   const [digests, diffIds] = await Promise.all([neededBlobs(connection.db), neededLayers(connection.db)]);
   await blobs.deleteAbandoned(graceMs);
   let removed = 0;
   for await (const diffId of layers.list()) {
     if (diffIds.has(diffId)) continue;
+    sandboxes.unmountLayer(layers.path(diffId));
     await layers.remove(diffId);
     removed++;
   }
