@@ -67,7 +67,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
   });
   const services: Services = { config, secretKey, log, connection, wakeups, host, blobs, layers, registry, sandboxes };
 
-  const rows = await listHostContainers(connection.db, host.id);
+  const rows = await listHostContainers(connection.sql, host.id);
   await sandboxes.sweep(rows);
   const converger = new Converger(services, { rebooted });
   sandboxes.onExit((id) => {

@@ -51,7 +51,7 @@ export function agentApp(services: Services, key: string): Hono {
   });
 
   const container = async (id: string) => {
-    const row = await readContainer(connection.db, host.id, id);
+    const row = await readContainer(connection.sql, host.id, id);
     if (row === null) throw new BerthError("not_found", "This host has no such container.");
     return row;
   };
@@ -62,7 +62,7 @@ export function agentApp(services: Services, key: string): Hono {
     const ended = async () => {
       const state = (await sandboxes.probe(id)).state;
       if (state === "running") return false;
-      const row = await readContainer(connection.db, host.id, id);
+      const row = await readContainer(connection.sql, host.id, id);
       return row === null || ["created", "exited", "failed", "removing"].includes(row.status);
     };
     const lines = readLog(

@@ -52,7 +52,7 @@ export class Converger {
   /** Wakes every container of which something new is wanted. */
   async readInbox(): Promise<void> {
     const { connection, host } = this.#services;
-    for (const container of await readInbox(connection.db, host.id)) this.wake(container.id, container);
+    for (const container of await readInbox(connection.sql, host.id)) this.wake(container.id, container);
   }
 
   /** Looks at a container soon. `fresh`: its row, when the caller has just read it. */
@@ -93,7 +93,7 @@ export class Converger {
     try {
       for (let row = fresh; !this.#closed; row = null) {
         drive.again = false;
-        const container = row ?? (await readContainer(connection.db, host.id, id));
+        const container = row ?? (await readContainer(connection.sql, host.id, id));
         if (container === null || (await this.#step(container, drive)) === "done") {
           if (!drive.again) break;
         }
@@ -184,7 +184,7 @@ export class Converger {
   ): Promise<void> {
     const { connection, host } = this.#services;
     const fence = { hostId: host.id, session: host.session };
-    await writeSeen(connection.db, fence, container, patch, event === undefined ? undefined : { type: event, data });
+    await writeSeen(connection.sql, fence, container, patch, event === undefined ? undefined : { type: event, data });
   }
 
   async #start(
@@ -319,7 +319,7 @@ export class Converger {
     this.#published.delete(id);
     clearTimeout(this.#timers.get(id));
     this.#timers.delete(id);
-    await eraseContainer(connection.db, { hostId: host.id, session: host.session }, container);
+    await eraseContainer(connection.sql, { hostId: host.id, session: host.session }, container);
     this.#reach("converge.erased");
     // Only now may another container get the slot: its row is gone.
     if (container.slot !== null) sandboxes.freeSlot(container.slot);
@@ -361,7 +361,7 @@ export class Converger {
   async #writePorts(container: InboxContainer, change: Parameters<typeof writePorts>[3]): Promise<void> {
     const { connection, host } = this.#services;
     if (Object.values(change).every((list) => list.length === 0)) return;
-    await writePorts(connection.db, { hostId: host.id, session: host.session }, container, change);
+    await writePorts(connection.sql, { hostId: host.id, session: host.session }, container, change);
   }
 }
 

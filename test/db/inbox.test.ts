@@ -51,7 +51,7 @@ describe("the inbox of a host", () => {
 
   it("holds a container until its wish was settled", async () => {
     const container = await create();
-    const found = (await readInbox(db, fence.hostId)).find((each) => each.id === container.id);
+    const found = (await readInbox(database.owner, fence.hostId)).find((each) => each.id === container.id);
     expect(found).toMatchObject({
       wanted: "running",
       wantedRev: 1,
@@ -60,8 +60,10 @@ describe("the inbox of a host", () => {
       ports: [],
       memory: 1000000,
     });
-    expect(await writeSeen(db, fence, container, { seenRev: 1, status: "running", started: true })).toBe(true);
-    expect((await readInbox(db, fence.hostId)).some((each) => each.id === container.id)).toBe(false);
+    expect(await writeSeen(database.owner, fence, container, { seenRev: 1, status: "running", started: true })).toBe(
+      true,
+    );
+    expect((await readInbox(database.owner, fence.hostId)).some((each) => each.id === container.id)).toBe(false);
   });
 
   it("writes the row and its event together and wakes those who wait", async () => {
@@ -70,7 +72,7 @@ describe("the inbox of a host", () => {
     const woken = new Promise<void>((resolve) => wakeups.subscribe(container.id, resolve));
     const data = { exitCode: 3 };
     await writeSeen(
-      db,
+      database.owner,
       fence,
       container,
       { status: "exited", exitCode: 3, finished: true },
@@ -84,18 +86,20 @@ describe("the inbox of a host", () => {
   it("delivers only the signals that were read", async () => {
     const container = await create();
     await database.owner`update containers set signals = '{1,15,9}' where id = ${container.id}`;
-    await writeSeen(db, fence, container, { signalsDelivered: 2 });
-    expect((await readContainer(db, fence.hostId, container.id))?.signals).toEqual([9]);
+    await writeSeen(database.owner, fence, container, { signalsDelivered: 2 });
+    expect((await readContainer(database.owner, fence.hostId, container.id))?.signals).toEqual([9]);
   });
 
   it("changes no row of a newer session", async () => {
     const container = await create();
     const old = fence;
     fence = { hostId: old.hostId, session: (await register()).session };
-    expect(await writeSeen(db, old, container, { status: "running" }, { type: "container.started" })).toBe(false);
-    expect(await eraseContainer(db, old, container)).toBe(false);
+    expect(await writeSeen(database.owner, old, container, { status: "running" }, { type: "container.started" })).toBe(
+      false,
+    );
+    expect(await eraseContainer(database.owner, old, container)).toBe(false);
     expect(await events(container.id)).toEqual([]);
-    expect((await readContainer(db, fence.hostId, container.id))?.status).toBe("created");
+    expect((await readContainer(database.owner, fence.hostId, container.id))?.status).toBe("created");
   });
 
   it("applies, idles and refuses ports, and lets them go with the container", async () => {
@@ -109,14 +113,14 @@ describe("the inbox of a host", () => {
         values (${id}, ${projectId}, ${container.id}, ${fence.hostId}, 80, ${port}, 'tcp')`;
     }
     const refused = [{ id: b, reason: "host_port_in_use", detail: "nginx (pid 7) has it" }];
-    await writePorts(db, fence, container, { active: [a], refused });
-    expect((await readContainer(db, fence.hostId, container.id))?.ports).toEqual([
+    await writePorts(database.owner, fence, container, { active: [a], refused });
+    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports).toEqual([
       { id: a, containerPort: 80, hostPort: 8001, protocol: "tcp", hostAddress: null, status: "active" },
     ]);
     expect(await events(b)).toEqual([{ type: "port.refused", data: refused[0] }]);
-    await writePorts(db, fence, container, { idle: [a] });
-    expect((await readContainer(db, fence.hostId, container.id))?.ports[0]?.status).toBe("pending");
-    expect(await eraseContainer(db, fence, container)).toBe(true);
+    await writePorts(database.owner, fence, container, { idle: [a] });
+    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports[0]?.status).toBe("pending");
+    expect(await eraseContainer(database.owner, fence, container)).toBe(true);
     expect(await database.owner`select from ports where id = ${a}`).toHaveLength(0);
     expect(await events(container.id)).toEqual([{ type: "container.removed", data: {} }]);
   });
