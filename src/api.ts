@@ -1,6 +1,4 @@
 import { readFile } from "node:fs/promises";
-import type { Server } from "node:http";
-import { createAdaptorServer } from "@hono/node-server";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { agentKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
@@ -9,6 +7,7 @@ import { FileBlobs } from "./image/blobs.ts";
 import { createLog, type Log } from "./log.ts";
 import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
+import { closeServer, listen } from "./routes/listener.ts";
 import { OpenStreams } from "./routes/open-streams.ts";
 import { TokenCache } from "./routes/token-cache.ts";
 import { databaseReady, reportReady } from "./supervised.ts";
@@ -17,11 +16,7 @@ const gib = 2 ** 30;
 
 /** What bounds one client, one project and all of them together. */
 const limits = { contextBytes: 4 * gib, heldRequests: 500 };
-const maxConnections = 20_000;
 const databaseConnections = 8;
-
-/** How long a client may take: to send its headers, its whole request, and its next request on an idle connection. */
-const timeouts = { headersMs: 15_000, requestMs: 60 * 60_000, keepAliveMs: 65_000 };
 
 /** An API that listens until `close`. */
 interface Api {
@@ -49,31 +44,14 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     blobs: new FileBlobs(`${config.dataDir}/blobs`),
     corsOrigins: config.corsOrigins,
   });
-  const server = createAdaptorServer({
-    fetch: app.fetch,
-    serverOptions: {
-      headersTimeout: timeouts.headersMs,
-      requestTimeout: timeouts.requestMs,
-      keepAliveTimeout: timeouts.keepAliveMs,
-      connectionsCheckingInterval: 5_000,
-    },
-  }) as Server;
-  server.maxConnections = maxConnections;
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(config.listen.port, config.listen.host, resolve);
-  }).catch((cause: unknown) => {
+  const server = await listen(app, config.listen).catch((cause: unknown) => {
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new ConfigError(`BERTH_LISTEN: ${config.listen.host}:${String(config.listen.port)} can't be used (${why})`);
   });
   return {
     async close() {
-      const closed = new Promise((resolve) => server.close(resolve));
       streams.closeAll();
-      server.closeIdleConnections();
-      const late = setTimeout(() => server.closeAllConnections(), 5_000);
-      await closed;
-      clearTimeout(late);
+      await closeServer(server);
       agents.close();
       await wakeups.close();
       await sql.end({ timeout: 5 });
