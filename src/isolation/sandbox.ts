@@ -1,24 +1,24 @@
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readlinkSync, watch } from "node:fs";
-import { basename } from "node:path";
+import { closeSync } from "node:fs";
 import type { Resources } from "../core/container.ts";
 import { BerthError } from "../core/errors.ts";
 import type { PortMapping } from "../core/port.ts";
 import type { Log } from "../log.ts";
-import { flock, hasCode, LOCK_EX, LOCK_NB } from "./apply/ffi.ts";
-import { favorDynamicCgroups, prepareHost, removeMountNamespace } from "./apply/host.ts";
-import { isAlive, signalProcess, waitGone } from "./apply/process.ts";
+import { favorDynamicCgroups, prepareHost } from "./apply/host.ts";
+import { lockDataDir } from "./apply/lock.ts";
+import { signalProcess } from "./apply/process.ts";
 import { mountReadOnly } from "./apply/runtime.ts";
+import { takeDown } from "./down.ts";
 import { type ExecRequest, type ExecResult, execIn } from "./exec.ts";
+import { Exits } from "./exits.ts";
 import { readOwner, readRun } from "./notes.ts";
 import { closeParts, openParts, type Parts, type SandboxConfig } from "./parts.ts";
-import { cgroupPath, layout, usableSlots } from "./plan/layout.ts";
+import { cgroupPath, layout } from "./plan/layout.ts";
 import type { Protection } from "./plan/spec.ts";
-import { Pool } from "./pool.ts";
-import { changeDisk, discardPrepared, type Prepared, type PrepareOptions, prepareSlot } from "./prepare.ts";
-import { isMonitorLost, probeSlot, type SandboxState } from "./probe.ts";
+import { probeSlot, type SandboxState } from "./probe.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
+import { Slots } from "./slots.ts";
 import { startPrepared } from "./start.ts";
-import { numbersIn, sweep } from "./sweep.ts";
+import { linkedSlots, sweep } from "./sweep.ts";
 import { Views } from "./views.ts";
 
 /** Everything that one process in a sandbox is started with. */
@@ -53,10 +53,7 @@ export interface SandboxSpec {
 
 /** The disk that prepared slots have: what containers get when nothing else is asked for. */
 const usualDisk = 2 ** 30;
-const SIGTERM = 15;
-const SIGKILL = 9;
-const secondMs = 1000;
-const minuteSeconds = 60;
+const everyMs = { firewall: 1000, cgroups: 60_000 };
 
 /**
  * The sandboxes of a worker: a process in all its namespaces, behind one door. Everything is acquired in order and
@@ -67,29 +64,28 @@ export class Sandboxes {
   readonly #parts: Parts;
   readonly #log: Log;
   readonly #lock: number;
-  readonly #linked = new Map<string, number>();
-  readonly #taken = new Map<number, Prepared>();
-  /** Slots that can't be given out. null before the first sweep: nobody knows yet. */
-  #used: Set<number> | null = null;
-  readonly #pool: Pool;
+  readonly #linked: Map<string, number>;
+  readonly #slots: Slots;
+  readonly #exits: Exits;
   readonly #views: Views;
-  readonly #exitListeners = new Set<(id: string) => void>();
-  readonly #stopWatching: () => void;
+  readonly #timers: NodeJS.Timeout[];
+  #swept = false;
 
   private constructor(parts: Parts, views: Views, log: Log, lock: number) {
     this.#parts = parts;
     this.#views = views;
     this.#log = log;
     this.#lock = lock;
-    for (const id of readdirSync(parts.layout.links)) this.#linked.set(id, linkedSlot(parts, id));
-    this.#pool = new Pool(
-      parts,
-      log,
-      usualDisk,
-      () => this.#claimSlot(),
-      (slot) => this.#used?.delete(slot),
-    );
-    this.#stopWatching = this.#watch();
+    this.#linked = linkedSlots(parts.layout);
+    this.#slots = new Slots(parts, log, usualDisk);
+    this.#exits = new Exits(parts, this.#linked);
+    this.#timers = [
+      setInterval(() => {
+        if (parts.firewall.reconcile()) log.warn("the firewall table was damaged, and has been made again");
+      }, everyMs.firewall),
+      setInterval(() => void favorDynamicCgroups(parts.layout), everyMs.cgroups),
+    ];
+    for (const timer of this.#timers) timer.unref();
   }
 
   /**
@@ -113,38 +109,16 @@ export class Sandboxes {
     }
   }
 
-  /**
-   * Ends all containers and removes every kernel object of the instance; disks, logs and the claim on ids stay. For a
-   * process in the host's own mount namespace, when no worker runs.
-   * @param graceMs how long containers may take after SIGTERM
-   */
-  static async down(config: SandboxConfig, graceMs = 5000): Promise<void> {
-    const all = layout(config);
-    const lock = lockDataDir(config.dataDir);
-    try {
-      if (existsSync(all.slots)) {
-        const parts = await openParts(config);
-        const links = new Map(readdirSync(all.links).map((id) => [linkedSlot(parts, id), id] as const));
-        const slots = numbersIn(all.slots);
-        await Promise.all(slots.map((slot) => endPolitely(parts, slot, graceMs)));
-        await Promise.all(slots.map((slot) => releaseSlot(parts, slot, links.get(slot) ?? null)));
-        await sweep(parts, { live: liveDisks(parts), linked: new Map() });
-        parts.firewall.drop();
-        await parts.network.down();
-        parts.cgroups.removeParent(all.cgroup);
-        await closeParts(parts);
-      }
-      await removeMountNamespace(config);
-    } finally {
-      closeSync(lock);
-    }
+  /** Ends everything of an instance that no worker drives; see down.ts. */
+  static down(config: SandboxConfig, graceMs?: number): Promise<void> {
+    return takeDown(config, graceMs);
   }
 
   /** Stops watching, and gives up what was only prepared. Containers keep running. */
   async close(): Promise<void> {
-    this.#stopWatching();
-    await this.#pool.close();
-    for (const slot of [...this.#taken.keys()]) await this.#giveUpTaken(slot);
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#exits.close();
+    await this.#slots.close();
     await closeParts(this.#parts);
     closeSync(this.#lock);
   }
@@ -154,30 +128,25 @@ export class Sandboxes {
    * once, after `open`, with every container that has a row; slots are given out from then on.
    */
   async sweep(live: readonly { id: string; slot: number | null }[]): Promise<void> {
-    if (this.#used !== null) throw new Error("the sweep comes once, before slots are given out");
+    if (this.#swept) throw new Error("the sweep comes once, before slots are given out");
+    this.#swept = true;
     const slots = new Map(live.flatMap(({ id, slot }) => (slot === null ? [] : [[id, slot] as const])));
     await sweep(this.#parts, { live: slots, linked: this.#linked });
-    for (const [id, slot] of [...this.#linked]) if (slots.get(id) !== slot) this.#linked.delete(id);
-    this.#used = new Set(slots.values());
-    this.#pool.touch();
+    for (const [id, slot] of [...this.#linked]) if (slots.get(id) !== slot) this.#forget(id);
+    this.#slots.begin(slots.values());
   }
 
   /** A slot that nobody has, ready to start if possible. It is the caller's until freeSlot. */
   takeSlot(): number {
-    const prepared = this.#pool.take();
-    if (prepared !== null) {
-      this.#taken.set(prepared.slot, prepared);
-      return prepared.slot;
-    }
-    const slot = this.#claimSlot();
-    if (slot === null) throw new BerthError("no_capacity", "This host has no room for more containers.");
-    return slot;
+    return this.#slots.take();
   }
 
   /** Gives a slot back, once nothing of it is left (`remove`) and no row names it. */
   freeSlot(slot: number): void {
-    if (this.#taken.has(slot)) void this.#giveUpTaken(slot);
-    else this.#used?.delete(slot);
+    this.#slots.free(slot).catch((error: unknown) => {
+      // It stays taken; the sweep at the next start finds what is left of it.
+      this.#log.error({ err: error, slot }, "a slot could not be given back");
+    });
   }
 
   /** The container's IPv4 address. */
@@ -202,11 +171,15 @@ export class Sandboxes {
   ): Promise<{ pid: number; startedAt: Date }> {
     if (!/^[\w-]{1,80}$/.test(spec.id)) throw new RangeError("an id is made of letters, digits, `_` and `-`");
     if (this.#linked.has(spec.id)) throw new Error(`${spec.id} has a sandbox already: release it first`);
-    this.#pool.touch();
+    this.#slots.touch();
     this.#linked.set(spec.id, spec.slot);
+    const { tty, stdin } = spec.process;
     try {
-      const prepared = await this.#prepare(spec);
-      void prepared.monitor.ended.then(() => this.#lookAt(spec.id));
+      const wanted = { network: spec.network, disk: spec.limits.disk, tty, stdin, keepDisk: true };
+      const prepared = await this.#slots.prepare(spec.slot, wanted);
+      void prepared.monitor.ended.then(() => {
+        this.#exits.lookAt(spec.id);
+      });
       return await startPrepared(this.#parts, spec, prepared, without);
     } catch (error) {
       // The first error is what counts; a second one, of the clean-up, leaves the link, and with it the way to retry.
@@ -216,7 +189,7 @@ export class Sandboxes {
       if (error instanceof BerthError) throw error;
       throw new BerthError("start_failed", "The container could not be started.", { cause: error });
     } finally {
-      this.#pool.touch();
+      this.#slots.touch();
     }
   }
 
@@ -251,8 +224,7 @@ export class Sandboxes {
 
   /** Calls back with the id of each container that has ended, until the returned function is called. */
   onExit(listener: (id: string) => void): () => void {
-    this.#exitListeners.add(listener);
-    return () => this.#exitListeners.delete(listener);
+    return this.#exits.on(listener);
   }
 
   /** The writable layer of a container, between its start and its release; whiteouts as overlayfs has them. */
@@ -274,10 +246,10 @@ export class Sandboxes {
   async release(id: string): Promise<void> {
     const slot = this.#linked.get(id);
     if (slot === undefined) return;
-    this.#pool.touch();
+    this.#slots.touch();
     await releaseSlot(this.#parts, slot, id);
-    this.#linked.delete(id);
-    this.#pool.touch();
+    this.#forget(id);
+    this.#slots.touch();
   }
 
   /** Takes away the disk and the log too. Idempotent. @param slot the container's, null: it never had one */
@@ -285,8 +257,8 @@ export class Sandboxes {
     const known = this.#linked.get(id) ?? slot;
     await this.release(id);
     if (known === null) return;
-    if (this.#taken.has(known)) await this.#giveUpTaken(known);
-    else removeDisk(this.#parts, known);
+    await this.#slots.giveUp(known);
+    removeDisk(this.#parts, known);
   }
 
   /** Publishes ports of a running container. Idempotent. @throws BerthError `host_port_in_use` */
@@ -306,42 +278,6 @@ export class Sandboxes {
     this.#parts.mounts.unmountLayer(layer);
   }
 
-  /** The prepared slot that `takeSlot` gave out, made to fit; or one that is made ready now. */
-  async #prepare(spec: SandboxSpec): Promise<Prepared> {
-    const { tty, stdin } = spec.process;
-    const wanted: PrepareOptions = { network: spec.network, disk: spec.limits.disk, tty, stdin, keepDisk: true };
-    const prepared = this.#taken.get(spec.slot);
-    if (prepared === undefined) return prepareSlot(this.#parts, spec.slot, wanted);
-    const { options } = prepared;
-    if (options.network === wanted.network && options.tty === tty && options.stdin === stdin) {
-      if (options.disk !== wanted.disk) await changeDisk(this.#parts, prepared, wanted.disk);
-      this.#taken.delete(spec.slot);
-      return prepared;
-    }
-    await this.#giveUpTaken(spec.slot, { keepSlot: true });
-    return prepareSlot(this.#parts, spec.slot, wanted);
-  }
-
-  async #giveUpTaken(slot: number, { keepSlot = false } = {}): Promise<void> {
-    const prepared = this.#taken.get(slot);
-    this.#taken.delete(slot);
-    if (prepared !== undefined) discardPrepared(prepared);
-    await releaseSlot(this.#parts, slot, null);
-    removeDisk(this.#parts, slot);
-    if (!keepSlot) this.#used?.delete(slot);
-  }
-
-  #claimSlot(): number | null {
-    const used = this.#used;
-    if (used === null) throw new Error("the sweep must come before slots are given out");
-    for (let slot = 0; slot < usableSlots; slot++) {
-      if (used.has(slot)) continue;
-      used.add(slot);
-      return slot;
-    }
-    return null;
-  }
-
   #runOf(id: string) {
     const slot = this.#linked.get(id);
     return slot === undefined ? null : readRun(this.#parts.slot(slot).run);
@@ -354,75 +290,8 @@ export class Sandboxes {
     await this.#parts.cgroups.freeze(cgroupPath(this.#parts.layout, owner.projectId, owner.id), frozen);
   }
 
-  /**
-   * Ends are noticed by the exit files that monitors write (2 ms after the process's end). Once a second comes what no
-   * file tells: monitors that were killed, and a firewall that another program has flushed.
-   */
-  #watch(): () => void {
-    const { exits, instance } = this.#parts.layout;
-    const watcher = watch(exits, { persistent: false }, (_event, name) => {
-      if (name === null || !existsSync(`${exits}/${name}`)) return;
-      for (const [id, slot] of this.#linked) if (name === `${instance}-${String(slot)}`) this.#ended(id);
-    });
-    let seconds = 0;
-    const timer = setInterval(() => {
-      if (this.#parts.firewall.reconcile()) this.#log.warn("the firewall table was damaged, and has been made again");
-      for (const id of [...this.#linked.keys()]) this.#lookAt(id);
-      if (++seconds % minuteSeconds === 0) void favorDynamicCgroups(this.#parts.layout);
-    }, secondMs);
-    timer.unref();
-    return () => {
-      watcher.close();
-      clearInterval(timer);
-    };
+  #forget(id: string): void {
+    this.#linked.delete(id);
+    this.#exits.forget(id);
   }
-
-  /**
-   * A container without its monitor can neither print nor tell how it ended, so it is ended: once, as any other end is.
-   * The one who is told probes, and finds `monitor_lost`.
-   */
-  #lookAt(id: string): void {
-    const slot = this.#linked.get(id);
-    if (slot === undefined || !isMonitorLost(this.#parts, slot)) return;
-    const run = this.#runOf(id);
-    if (run === null) return;
-    signalProcess(run.process, SIGKILL);
-    void waitGone(run.process, 10_000).then((gone) => {
-      if (gone) this.#ended(id);
-    });
-  }
-
-  #ended(id: string): void {
-    for (const listener of this.#exitListeners) listener(id);
-  }
-}
-
-/** One process drives a host: the lock lasts as long as its descriptor, which no child gets. */
-function lockDataDir(dataDir: string): number {
-  mkdirSync(`${dataDir}/worker`, { recursive: true, mode: 0o711 });
-  const lock = openSync(`${dataDir}/worker/lock`, "w");
-  try {
-    flock(lock, LOCK_EX | LOCK_NB);
-    return lock;
-  } catch (error) {
-    closeSync(lock);
-    if (!hasCode(error, "EAGAIN")) throw error;
-    throw new BerthError("unavailable", `Another worker uses the data directory ${dataDir}.`, { cause: error });
-  }
-}
-
-function linkedSlot(parts: Parts, id: string): number {
-  return Number(basename(readlinkSync(`${parts.layout.links}/${id}`)));
-}
-
-async function endPolitely(parts: Parts, slot: number, graceMs: number): Promise<void> {
-  const run = readRun(parts.slot(slot).run);
-  if (run === null || !isAlive(run.process)) return;
-  signalProcess(run.process, SIGTERM);
-  if (!(await waitGone(run.process, graceMs))) signalProcess(run.process, SIGKILL);
-}
-
-/** Disks that stay when the instance goes down: all that there are, for their rows are out of reach here. */
-function liveDisks(parts: Parts): Map<string, number> {
-  return new Map([...parts.disks.slots(), ...numbersIn(parts.layout.logs)].map((slot) => [String(slot), slot]));
 }

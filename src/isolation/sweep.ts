@@ -1,6 +1,8 @@
-import { readdirSync, rmSync } from "node:fs";
+import { readdirSync, readlinkSync, rmSync } from "node:fs";
+import { basename } from "node:path";
 import { removeState } from "./apply/runtime.ts";
 import type { Parts } from "./parts.ts";
+import type { Layout } from "./plan/layout.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
 
 /** What the sweep must leave alone. */
@@ -53,4 +55,10 @@ export async function sweep(parts: Parts, { live, linked }: Kept): Promise<void>
 /** Slots that have a directory of their number. */
 export function numbersIn(directory: string): number[] {
   return readdirSync(directory).flatMap((name) => (/^\d+$/.test(name) ? [Number(name)] : []));
+}
+
+/** Container → slot, of every container that has a link on this host. */
+export function linkedSlots(all: Layout): Map<string, number> {
+  const slotOf = (id: string): number => Number(basename(readlinkSync(`${all.links}/${id}`)));
+  return new Map(readdirSync(all.links).map((id) => [id, slotOf(id)]));
 }

@@ -1,11 +1,7 @@
 import { isIP } from "node:net";
 
 /** The files that a container gets from its host, by their name in /etc. */
-export interface HostFiles {
-  hosts: string;
-  "resolv.conf": string;
-  hostname: string;
-}
+export type HostFiles = Record<"hosts" | "resolv.conf" | "hostname", string>;
 
 /** Used when the host resolves through its own loopback, which no container reaches: public resolvers, as Docker does. */
 const publicNameservers = ["1.1.1.1", "8.8.8.8"];
