@@ -80,12 +80,6 @@ export async function knownImage(sql: Sql, scope: Scope, reference: ImageReferen
   return known ?? { own: false, ownDigest: null, hubDigest: null };
 }
 
-/** Whether the project has the digest. */
-export async function hasImage(tx: Tx, projectId: string, digest: string): Promise<boolean> {
-  const rows = await tx`select from images where project_id = ${projectId} and digest = ${digest}`;
-  return rows.length === 1;
-}
-
 /** Points a tag at an image of the project, whatever it pointed at before. */
 export async function putTag(
   tx: Tx,

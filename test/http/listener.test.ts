@@ -54,8 +54,8 @@ test("a stream begins at once and ends when the server closes", async () => {
   const response = await fetch(`http://127.0.0.1:${String(port)}/v1/events`, {
     headers: { authorization: `Bearer ${project.tokens.viewer}`, accept: "text/event-stream" },
   });
-  const reader = response.body?.getReader();
-  expect(new TextDecoder().decode((await reader?.read())?.value)).toBe(":\n\n");
+  const reader = response.body?.pipeThrough(new TextDecoderStream()).getReader();
+  expect((await reader?.read())?.value).toBe(":\n\n");
   api.services.streams.closeAll();
   expect((await reader?.read())?.done).toBe(true);
 });

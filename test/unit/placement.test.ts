@@ -1,0 +1,69 @@
+import { describe, expect, test } from "vitest";
+import type { Resources } from "../../src/core/container.ts";
+import { type HostRoom, isOverfull, overcommit, place } from "../../src/core/placement.ts";
+import { checkQuota } from "../../src/core/quota.ts";
+
+const gib = 2 ** 30;
+const want = { cpus: 1, memory: gib, pids: 100, disk: gib };
+
+const host = (id: string, more: Partial<HostRoom> = {}): HostRoom => ({
+  id,
+  name: `name-${id}`,
+  state: "active",
+  alive: true,
+  cpus: 4,
+  memory: 8 * gib,
+  disk: 100 * gib,
+  used: { cpus: 0, memory: 0, disk: 0, containers: 0 },
+  ...more,
+});
+
+describe("placement", () => {
+  test("takes the host with most memory left, and the same one every time between equals", () => {
+    const busy = host("a", { used: { cpus: 1, memory: 4 * gib, disk: 0, containers: 3 } });
+    expect(place([busy, host("c"), host("b")], want).id).toBe("b");
+  });
+
+  test.each([
+    ["is draining", { state: "draining" as const }],
+    ["has not been heard of lately", { alive: false }],
+    ["has 4 cores, and 8 are asked", {}, { cpus: 8 }],
+    ["has 8.0 GiB of memory, and 9.0 GiB is asked", {}, { memory: 9 * gib }],
+    [
+      "has 512 MiB of memory left, and 1.0 GiB is asked",
+      { used: { cpus: 0, memory: 8 * gib * overcommit.memory - gib / 2, disk: 0, containers: 9 } },
+    ],
+    ["has 0 MiB of disk left", { used: { cpus: 0, memory: 0, disk: 100 * gib * overcommit.disk, containers: 9 } }],
+    ["has all its 2048 places taken", { used: { cpus: 0, memory: 0, disk: 0, containers: 2_048 } }],
+  ] as [string, Partial<HostRoom>, Partial<Resources>?][])("says why not: %s", (reason, more, asked = {}) => {
+    expect(() => place([host("a", more)], { ...want, ...asked })).toThrow(`No host has room: name-a ${reason}`);
+  });
+
+  test("says that no host has joined", () => {
+    expect(() => place([], want)).toThrow("No host has joined yet");
+  });
+
+  test("an overfull host is noticed", () => {
+    expect(
+      isOverfull(host("a", { used: { cpus: 0, memory: 8 * gib * overcommit.memory, disk: 0, containers: 1 } })),
+    ).toBe(false);
+    expect(
+      isOverfull(host("a", { used: { cpus: 0, memory: 8 * gib * overcommit.memory + 1, disk: 0, containers: 1 } })),
+    ).toBe(true);
+  });
+});
+
+describe("quota", () => {
+  const none = { containers: 0, cpus: 0, memory: 0, disk: 0, ports: 0 };
+  test("allows up to the limit and names what would pass it", () => {
+    expect(() => checkQuota({ ...none, containers: 2 }, { ...none, containers: 1 }, { containers: 1 })).not.toThrow();
+    expect(() => checkQuota({ ...none, containers: 2 }, { ...none, containers: 2 }, { containers: 1 })).toThrow(
+      "The project may have 2 containers; it has 2, and 1 more are asked.",
+    );
+  });
+  test("what is over a lowered limit may go on, as long as nothing more is asked of it", () => {
+    expect(() =>
+      checkQuota({ ...none, containers: 9, ports: 1 }, { ...none, ports: 5 }, { containers: 1, ports: 0 }),
+    ).not.toThrow();
+  });
+});
