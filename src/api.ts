@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { agentKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
-import { Wakeups } from "./db/notify.ts";
+import { Wakeups } from "./db/wakeups.ts";
 import { FileBlobs } from "./image/blobs.ts";
 import { createLog, type Log } from "./log.ts";
 import { Agents } from "./routes/agents.ts";

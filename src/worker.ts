@@ -5,7 +5,7 @@ import { agentKey } from "./core/keys.ts";
 import { connect } from "./db/connect.ts";
 import { heartbeat, openHostSession } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
-import { topics, Wakeups } from "./db/notify.ts";
+import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
 import { pull } from "./engine/jobs/pull.ts";

@@ -4,8 +4,9 @@ import type { Db } from "./connect.ts";
 import { eq, sql } from "./drizzle.ts";
 import { type ImageRecord, recordImage } from "./image-records.ts";
 import type { ClaimedJob } from "./leases.ts";
-import { notify, topics } from "./notify.ts";
+import { notify } from "./notify.ts";
 import { buildCache, builds } from "./schema.ts";
+import { topics } from "./wakeups.ts";
 
 // What the worker that runs a build reads and writes. Every write names the job's epoch: a stale claimer changes nothing.
 

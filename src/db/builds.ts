@@ -1,7 +1,7 @@
 import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
 import type { JobStatus, ShownError } from "../core/job.ts";
-import type { Scope } from "./connect.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
 
 export interface BuildRow {

@@ -1,6 +1,6 @@
 import type { ContainerSpec, ContainerStatus, RestartPolicy, Wanted } from "../core/container.ts";
-import type { Scope } from "./connect.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
 
 /** A published port as it is shown with its container. */

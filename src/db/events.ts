@@ -1,6 +1,6 @@
-import type { Scope } from "./connect.ts";
-import { topics } from "./notify.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time } from "./scope.ts";
+import { topics } from "./wakeups.ts";
 
 /** Where a reader is in a project's events: behind the row (xid, id). Text form `<xid>-<id>`. */
 export interface EventPosition {

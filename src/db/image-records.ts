@@ -2,8 +2,9 @@ import type { Image, ImageConfig, Layer } from "../core/image.ts";
 import { type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Db, Transaction } from "./connect.ts";
 import { and, eq, or, sql } from "./drizzle.ts";
-import { notify, topics } from "./notify.ts";
+import { notify } from "./notify.ts";
 import { events, images, tags } from "./schema.ts";
+import { topics } from "./wakeups.ts";
 
 /** The project's image of that repository by tag or digest; null: it has none such. */
 export async function findImage(

@@ -1,8 +1,8 @@
 import type { ImageConfig, Layer } from "../core/image.ts";
 import type { KnownImage } from "../core/image-choice.ts";
 import { hubReference, type ImageReference, repositoryName } from "../core/reference.ts";
-import type { Scope } from "./connect.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time } from "./scope.ts";
 
 export interface ImageRow {

@@ -2,7 +2,7 @@ import type postgres from "postgres";
 import type { ContainerSpec, ContainerStatus, Wanted } from "../core/container.ts";
 import type { Image } from "../core/image.ts";
 import type { PortMapping } from "../core/port.ts";
-import { topics } from "./notify.ts";
+import { topics } from "./wakeups.ts";
 
 /** A container as its host's worker reads it: the row, its image (null: not resolved yet) and its ports. */
 export interface InboxContainer {

@@ -1,8 +1,8 @@
 import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
-import type { Scope } from "./connect.ts";
-import { topics } from "./notify.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
+import { topics } from "./wakeups.ts";
 
 export interface JobRow {
   id: string;

@@ -1,8 +1,9 @@
 import type { JobKind, JobOutcome } from "../core/job.ts";
 import type { Db } from "./connect.ts";
 import { and, eq, sql } from "./drizzle.ts";
-import { notify, topics } from "./notify.ts";
+import { notify } from "./notify.ts";
 import { builds, events, jobs } from "./schema.ts";
+import { topics } from "./wakeups.ts";
 
 /** A job that this worker holds; `epoch` goes into every write about it. */
 export interface ClaimedJob {

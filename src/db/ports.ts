@@ -1,7 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import type { Protocol } from "../core/port.ts";
-import type { Scope } from "./connect.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, violation } from "./scope.ts";
 
 /** A published port with what its endpoint needs. hostAddress `0.0.0.0`: all of the host's. */

@@ -1,6 +1,6 @@
 import type { Amounts } from "../core/quota.ts";
-import type { Scope } from "./connect.ts";
 import { behind, type Page, type Paged } from "./page.ts";
+import type { Scope } from "./scope.ts";
 import { read, type Sql, type Tx, time } from "./scope.ts";
 
 /** What a project may have: its containers together, its ports, and builds that run at the same time. */

@@ -1,6 +1,6 @@
 import postgres from "postgres";
 import { BerthError } from "../core/errors.ts";
-import type { Scope } from "./connect.ts";
+import { channel } from "./wakeups.ts";
 
 /**
  * How the API asks the database: always as one project, under row-level security.
@@ -14,6 +14,13 @@ export type Pool = postgres.Sql;
 export type Sql = postgres.ISql;
 export type Tx = postgres.TransactionSql;
 export type Fragment = postgres.PendingQuery<postgres.Row[]>;
+
+/** Whose rows a query of the API may touch. */
+export interface Scope {
+  projectId: string;
+  /** Also see and make projects. */
+  operator?: boolean;
+}
 
 const operatorFlag = (scope: Scope) => (scope.operator === true ? "on" : "");
 
@@ -60,7 +67,7 @@ export async function together<T extends readonly Promise<unknown>[]>(
 
 /** Wakes who listens to the topics when the transaction commits. */
 export async function wake(tx: Tx, ...topics: string[]): Promise<void> {
-  await tx`select pg_notify('berth', t) from unnest(${topics}::text[]) t`;
+  await tx`select pg_notify(${channel}, t) from unnest(${topics}::text[]) t`;
 }
 
 /** Serializes transactions by a name until they end, such as one project's that count towards its quota. */

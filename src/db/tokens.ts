@@ -1,6 +1,6 @@
 import { tokenHash } from "../core/keys.ts";
 import type { Role } from "../core/roles.ts";
-import type { Scope } from "./connect.ts";
+import type { Scope } from "./scope.ts";
 import { read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
 
 /** Who asks. project null: the operator, who may act on any project. */

@@ -1,7 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import { type JobKind, type JobOutcome, outcomeOfError } from "../core/job.ts";
 import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, settleJob, takeExpired } from "../db/leases.ts";
-import { topics } from "../db/notify.ts";
+import { topics } from "../db/wakeups.ts";
 import type { Services } from "./services.ts";
 
 /**

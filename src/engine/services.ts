@@ -1,6 +1,6 @@
 import type { Config } from "../config.ts";
 import type { Connection } from "../db/connect.ts";
-import type { Wakeups } from "../db/notify.ts";
+import type { Wakeups } from "../db/wakeups.ts";
 import type { BlobStore } from "../image/blobs.ts";
 import type { LayerStore } from "../image/layers.ts";
 import type { Registry } from "../image/registry.ts";

@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { type BuildLogRow, buildLogAfter, findBuild } from "../db/builds.ts";
-import type { Scope } from "../db/connect.ts";
-import { topics } from "../db/notify.ts";
+import type { Scope } from "../db/scope.ts";
+import { topics } from "../db/wakeups.ts";
 import { buildParam, requireBuild } from "./builds.ts";
 import type { App, Services } from "./context.ts";
 import {

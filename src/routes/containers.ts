@@ -11,8 +11,8 @@ import {
   want,
 } from "../db/containers.ts";
 import { appendEvent } from "../db/events.ts";
-import { topics } from "../db/notify.ts";
 import { transact, violation, wake } from "../db/scope.ts";
+import { topics } from "../db/wakeups.ts";
 import { createContainer } from "./container-create.ts";
 import { Container, ContainerCreate, ContainerUpdate } from "./container-schema.ts";
 import { containerView } from "./container-view.ts";

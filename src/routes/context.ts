@@ -1,9 +1,8 @@
 import type { OpenAPIHono } from "@hono/zod-openapi";
 import type { Context } from "hono";
-import type { Scope } from "../db/connect.ts";
-import type { Wakeups } from "../db/notify.ts";
-import type { Pool } from "../db/scope.ts";
+import type { Pool, Scope } from "../db/scope.ts";
 import type { Principal } from "../db/tokens.ts";
+import type { Wakeups } from "../db/wakeups.ts";
 import type { BlobStore } from "../image/blobs.ts";
 import type { Log } from "../log.ts";
 import type { Agents } from "./agents.ts";

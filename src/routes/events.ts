@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
-import type { Scope } from "../db/connect.ts";
 import { currentPosition, type EventFilter, type EventPosition, type EventRow, eventsAfter } from "../db/events.ts";
-import { topics } from "../db/notify.ts";
+import type { Scope } from "../db/scope.ts";
+import { topics } from "../db/wakeups.ts";
 import type { App, Services } from "./context.ts";
 import { eventStream, heartbeat, heartbeatMs, heldStream, serverSentEvent, wantsEvents } from "./held-stream.ts";
 import { operation } from "./operation.ts";

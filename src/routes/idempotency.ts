@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import { z } from "@hono/zod-openapi";
 import { open, seal } from "../core/keys.ts";
-import type { Scope } from "../db/connect.ts";
 import { keepAnswer, takeKey } from "../db/idempotency.ts";
+import type { Scope } from "../db/scope.ts";
 import { type Tx, transact } from "../db/scope.ts";
 import type { Request, Services } from "./context.ts";
 import { invalidRequest } from "./problem.ts";

@@ -1,6 +1,6 @@
 import { BerthError } from "../core/errors.ts";
-import { topics, type Wakeups } from "../db/notify.ts";
 import type { Principal } from "../db/tokens.ts";
+import { topics, type Wakeups } from "../db/wakeups.ts";
 
 /** How often the tokens of open streams are looked up again, in case a revocation's notification was lost. */
 const recheckMs = 30_000;

@@ -5,7 +5,6 @@ import { checkQuota } from "../core/quota.ts";
 import { findContainer, lockContainer } from "../db/containers.ts";
 import { appendEvent, lastEvent } from "../db/events.ts";
 import { listHosts } from "../db/hosts.ts";
-import { topics } from "../db/notify.ts";
 import {
   findPort,
   insertPort,
@@ -18,6 +17,7 @@ import {
 } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import { lock, together, transact, wake } from "../db/scope.ts";
+import { topics } from "../db/wakeups.ts";
 import { newPort } from "./container-create.ts";
 import type { App, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";

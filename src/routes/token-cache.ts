@@ -1,7 +1,7 @@
 import { tokenHash } from "../core/keys.ts";
-import { topics, type Wakeups } from "../db/notify.ts";
 import type { Sql } from "../db/scope.ts";
 import { authenticate, type Principal } from "../db/tokens.ts";
+import { topics, type Wakeups } from "../db/wakeups.ts";
 
 /** How long a token that was looked up is believed without asking again. */
 const believedMs = 2_000;

@@ -1,5 +1,5 @@
 import { z } from "@hono/zod-openapi";
-import { topics } from "../db/notify.ts";
+import { topics } from "../db/wakeups.ts";
 import type { Request, Services } from "./context.ts";
 
 /** Longest that `Prefer: wait` holds an answer, in seconds. */

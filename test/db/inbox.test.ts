@@ -4,8 +4,8 @@ import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { openHostSession } from "../../src/db/hosts-worker.ts";
 import { eraseContainer, type Fence, readContainer, readInbox, writePorts, writeSeen } from "../../src/db/inbox.ts";
-import { Wakeups } from "../../src/db/notify.ts";
 import * as schema from "../../src/db/schema.ts";
+import { Wakeups } from "../../src/db/wakeups.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 describe("the inbox of a host", () => {

@@ -5,7 +5,7 @@ import { pino } from "pino";
 import { newId } from "../../src/core/ids.ts";
 import { tokenHash } from "../../src/core/keys.ts";
 import type { Role } from "../../src/core/roles.ts";
-import { Wakeups } from "../../src/db/notify.ts";
+import { Wakeups } from "../../src/db/wakeups.ts";
 import { FileBlobs } from "../../src/image/blobs.ts";
 import { Agents } from "../../src/routes/agents.ts";
 import { createApp } from "../../src/routes/app.ts";
