@@ -10,6 +10,8 @@ import { linkedSlots, numbersIn, sweep } from "./sweep.ts";
 
 const SIGTERM = 15;
 const SIGKILL = 9;
+/** How long a killed process may take; after that the whole cgroup is killed. */
+const killMs = 5000;
 
 /**
  * Ends all containers and removes every kernel object of the instance; disks, logs and the claim on ids stay. For a
@@ -43,7 +45,9 @@ async function endPolitely(parts: Parts, slot: number, graceMs: number): Promise
   const run = readRun(parts.slot(slot).run);
   if (run === null || !isAlive(run.process)) return;
   signalProcess(run.process, SIGTERM);
-  if (!(await waitGone(run.process, graceMs))) signalProcess(run.process, SIGKILL);
+  if (await waitGone(run.process, graceMs)) return;
+  signalProcess(run.process, SIGKILL);
+  await waitGone(run.process, killMs);
 }
 
 /** All disks and logs that there are: which of them have a row is not known here. */

@@ -22,6 +22,7 @@ export class Pool {
   readonly #ready: Prepared[] = [];
   #timer: NodeJS.Timeout | undefined;
   #work: Promise<void> = Promise.resolve();
+  #busy = 0;
   #closed = false;
 
   /**
@@ -47,9 +48,20 @@ export class Pool {
     return this.#ready.shift() ?? null;
   }
 
-  /** Something is being started or stopped: filling waits until that is over. */
+  /** Fills again, once it is quiet. */
   touch(): void {
     this.#wait(idleMs);
+  }
+
+  /** Does what somebody waits for, a start or a stop; filling comes after it. */
+  async before<T>(work: () => Promise<T>): Promise<T> {
+    this.#busy++;
+    try {
+      return await work();
+    } finally {
+      this.#busy--;
+      this.#wait(idleMs);
+    }
   }
 
   /** Gives up all that is ready. */
@@ -75,7 +87,8 @@ export class Pool {
   }
 
   async #fill(): Promise<void> {
-    if (this.#closed || this.#ready.length >= readySlots) return;
+    // Who is busy calls again when it is over.
+    if (this.#closed || this.#busy > 0 || this.#ready.length >= readySlots) return;
     const slot = this.#claim();
     if (slot === null) return;
     try {
@@ -107,7 +120,7 @@ export class Pool {
   async #clear(slot: number): Promise<void> {
     try {
       await releaseSlot(this.#parts, slot, null);
-      removeDisk(this.#parts, slot);
+      await removeDisk(this.#parts, slot);
       this.#free(slot);
     } catch (error) {
       // The slot stays taken; the sweep at the next start finds what is left of it.

@@ -1,6 +1,8 @@
 import { rmSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode } from "./apply/ffi.ts";
+import { readExit } from "./apply/monitor.ts";
 import { isAlive, signalProcess, waitGone } from "./apply/process.ts";
 import { removeState } from "./apply/runtime.ts";
 import { readOwner, readProcess, readRun } from "./notes.ts";
@@ -23,7 +25,8 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
   const cgroup = owner === null ? null : cgroupPath(layout, owner.projectId, owner.id);
 
   // The monitor first: one that a dead worker left behind may be about to create its container.
-  await endMonitor(parts, slot);
+  const monitorEnded = endMonitor(parts, slot);
+  if (readExit(paths.exit) === null) await monitorEnded;
   reach("release.monitor");
   if (cgroup !== null) await parts.cgroups.kill(cgroup);
   reach("release.processes");
@@ -32,13 +35,15 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
   parts.firewall.expel(slot);
   reach("release.expel");
   const detached = parts.network.detach(slot);
+  // Both are awaited below, whatever happens before that.
+  for (const later of [monitorEnded, detached]) later.catch(() => undefined);
   try {
     await whenFree(() => parts.mounts.unmountRootfs(paths.rootfs));
     reach("release.rootfs");
     await whenFree(() => parts.disks.unmount(paths.disk.mount));
     reach("release.disk");
   } finally {
-    await detached;
+    await Promise.all([detached, monitorEnded]);
   }
   reach("release.network");
   if (cgroup !== null) await parts.cgroups.remove(cgroup);
@@ -55,10 +60,10 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
 }
 
 /** Deletes what outlives a run: the writable layer and the log. To be called after releaseSlot. */
-export function removeDisk(parts: Parts, slot: number): void {
-  parts.disks.remove(slot);
+export async function removeDisk(parts: Parts, slot: number): Promise<void> {
+  await parts.disks.remove(slot);
   parts.reach("remove.disk");
-  rmSync(parts.slot(slot).logDir, { recursive: true, force: true });
+  await rm(parts.slot(slot).logDir, { recursive: true, force: true });
   parts.reach("remove.log");
 }
 

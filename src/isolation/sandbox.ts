@@ -171,26 +171,25 @@ export class Sandboxes {
   ): Promise<{ pid: number; startedAt: Date }> {
     if (!/^[\w-]{1,80}$/.test(spec.id)) throw new RangeError("an id is made of letters, digits, `_` and `-`");
     if (this.#linked.has(spec.id)) throw new Error(`${spec.id} has a sandbox already: release it first`);
-    this.#slots.touch();
     this.#linked.set(spec.id, spec.slot);
-    const { tty, stdin } = spec.process;
-    try {
-      const wanted = { network: spec.network, disk: spec.limits.disk, tty, stdin, keepDisk: true };
-      const prepared = await this.#slots.prepare(spec.slot, wanted);
-      void prepared.monitor.ended.then(() => {
-        this.#exits.lookAt(spec.id);
-      });
-      return await startPrepared(this.#parts, spec, prepared, without);
-    } catch (error) {
-      // The first error is what counts; a second one, of the clean-up, leaves the link, and with it the way to retry.
-      await this.release(spec.id).catch((cleanup: unknown) => {
-        this.#log.error({ err: cleanup, sandbox: spec.id }, "a failed start could not be cleaned up");
-      });
-      if (error instanceof BerthError) throw error;
-      throw new BerthError("start_failed", "The container could not be started.", { cause: error });
-    } finally {
-      this.#slots.touch();
-    }
+    return this.#slots.before(async () => {
+      try {
+        const { tty, stdin } = spec.process;
+        const wanted = { network: spec.network, disk: spec.limits.disk, tty, stdin, keepDisk: true };
+        const prepared = await this.#slots.prepare(spec.slot, wanted);
+        void prepared.monitor.ended.then(() => {
+          this.#exits.lookAt(spec.id);
+        });
+        return await startPrepared(this.#parts, spec, prepared, without);
+      } catch (error) {
+        // The first error is what counts; a second one, of the clean-up, leaves the link, and with it the way to retry.
+        await this.release(spec.id).catch((cleanup: unknown) => {
+          this.#log.error({ err: cleanup, sandbox: spec.id }, "a failed start could not be cleaned up");
+        });
+        if (error instanceof BerthError) throw error;
+        throw new BerthError("start_failed", "The container could not be started.", { cause: error });
+      }
+    });
   }
 
   /** What the host has of a container, read from the kernel and the run files. */
@@ -246,10 +245,8 @@ export class Sandboxes {
   async release(id: string): Promise<void> {
     const slot = this.#linked.get(id);
     if (slot === undefined) return;
-    this.#slots.touch();
-    await releaseSlot(this.#parts, slot, id);
+    await this.#slots.before(() => releaseSlot(this.#parts, slot, id));
     this.#forget(id);
-    this.#slots.touch();
   }
 
   /** Takes away the disk and the log too. Idempotent. @param slot the container's, null: it never had one */
@@ -258,7 +255,7 @@ export class Sandboxes {
     await this.release(id);
     if (known === null) return;
     await this.#slots.giveUp(known);
-    removeDisk(this.#parts, known);
+    await removeDisk(this.#parts, known);
   }
 
   /** Publishes ports of a running container. Idempotent. @throws BerthError `host_port_in_use` */

@@ -33,9 +33,9 @@ export class Slots {
     this.#pool.touch();
   }
 
-  /** Something is being started or stopped: the pool waits. */
-  touch(): void {
-    this.#pool.touch();
+  /** Does what somebody waits for, a start or a stop, before any slot is made ready. */
+  before<T>(work: () => Promise<T>): Promise<T> {
+    return this.#pool.before(work);
   }
 
   /** A ready slot if there is one. @throws BerthError `no_capacity` when every slot is used */
@@ -71,7 +71,7 @@ export class Slots {
     this.#taken.delete(slot);
     discardPrepared(prepared);
     await releaseSlot(this.#parts, slot, null);
-    removeDisk(this.#parts, slot);
+    await removeDisk(this.#parts, slot);
   }
 
   /** Lets a slot be given out again. Nothing may be left of it but what `giveUp` removes. */

@@ -48,7 +48,7 @@ export async function sweep(parts: Parts, { live, linked }: Kept): Promise<void>
     if (!names.has(name)) rmSync(`${parts.layout.exits}/${name}`, { force: true });
   }
   for (const slot of [...parts.disks.slots(), ...numbersIn(parts.layout.logs)]) {
-    if (!disks.has(slot)) removeDisk(parts, slot);
+    if (!disks.has(slot)) await removeDisk(parts, slot);
   }
 }
 

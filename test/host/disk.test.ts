@@ -121,8 +121,8 @@ test("removing is idempotent, and the next disk of the slot is empty", async () 
   await mounted();
   writeFileSync(join(target, "upper/secret"), "of the one before");
   await disks.unmount(target);
-  disks.remove(3);
-  disks.remove(3);
+  await disks.remove(3);
+  await disks.remove(3);
   expect(disks.slots()).toEqual([]);
   await mounted();
   expect(readdirSync(join(target, "upper"))).toEqual([]);

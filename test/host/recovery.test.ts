@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { failpoints } from "../../src/isolation/failpoint.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
@@ -140,6 +140,25 @@ test("a monitor that is killed while it waits in the pool is replaced", async ()
 test("a second worker on the same data directory is refused", async () => {
   await host.worker();
   await expect(host.second()).rejects.toThrow("did not start");
+});
+
+test("going down ends and removes everything; disks stay for the next start", async () => {
+  const [one, two] = [await host.start(), await host.start()];
+  const worker = await host.worker();
+  await worker.call("exec", one.id, { args: ["touch", "/kept"] });
+  await worker.call("publish", one.id, [
+    { id: "prt_a", containerPort: 80, hostPort: 31_999, protocol: "tcp", hostAddress: "127.0.0.1" },
+  ]);
+  await host.down();
+  for (const { pid } of [one, two]) await expect.poll(() => existsSync(`/proc/${String(pid)}`)).toBe(false);
+  const next = await host.worker([one]);
+  expect(await next.call("probe", one.id)).toEqual({ state: "absent" });
+  await next.call("start", host.spec(one.slot, { id: one.id, process: { args: ["/bin/ls", "/kept"] } }), []);
+  await next.exited(one.id);
+  expect(await next.call("probe", one.id)).toMatchObject({ exitCode: 0 });
+  await host.remove(one);
+  await host.stop();
+  expect(leftovers(host)).toEqual([]);
 });
 
 function monitorOf(slot: number): number {

@@ -46,13 +46,18 @@ function processes(runDir: string): string[] {
 
 /** Mounts of sandboxes in the instance's mount namespace; layers and views of the worker itself are no leftovers. */
 function mounts(runDir: string): string[] {
-  const text = execFileSync("nsenter", [`--mount=${runDir}/mntns`, "cat", "/proc/self/mountinfo"], {
-    encoding: "utf8",
-  });
-  return text.split("\n").flatMap((line) => {
-    const path = line.split(" ")[4] ?? "";
-    return path.startsWith(`${runDir}/slots/`) || path.startsWith(`${runDir}/views/`) ? [`mount ${path}`] : [];
-  });
+  const listed = (enter: string[]) =>
+    execFileSync("nsenter", [...enter, "cat", "/proc/self/mountinfo"], { encoding: "utf8" })
+      .split("\n")
+      .map((line) => line.split(" ")[4] ?? "");
+  // Without a pinned namespace there must not even be the mount of the run directory.
+  const pinned = listed([]).includes(`${runDir}/mntns`);
+  const paths = pinned ? listed([`--mount=${runDir}/mntns`]) : listed([]);
+  return paths.flatMap((path) =>
+    path.startsWith(`${runDir}/slots/`) || path.startsWith(`${runDir}/views/`) || (!pinned && path.startsWith(runDir))
+      ? [`mount ${path}`]
+      : [],
+  );
 }
 
 function cgroups(instance: string): string[] {

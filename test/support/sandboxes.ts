@@ -19,6 +19,7 @@ import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
 import type { Protection } from "../../src/isolation/plan/spec.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
+import { leftovers } from "./leftovers.ts";
 import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
 
 const workerFile = join(import.meta.dirname, "sandbox-worker.ts");
@@ -34,7 +35,7 @@ export class TestHost {
   readonly config: SandboxConfig & { runtime: "crun" | "runc" | null };
   /** A layer with busybox and account files; a directory, which stands for an EROFS image of it. */
   readonly layer: string;
-  readonly #enter: string[];
+  #enter: string[];
   #worker: TestWorker | null = null;
   #count = 0;
 
@@ -138,6 +139,15 @@ export class TestHost {
     const worker = await this.worker();
     await worker.call("remove", id, slot);
     await worker.call("freeSlot", slot);
+  }
+
+  /** Kills the worker and takes the instance down; the next worker finds a host as after a fresh start. */
+  async down(): Promise<void> {
+    await this.#worker?.kill();
+    await Sandboxes.down(this.config, 0);
+    const down = leftovers(this);
+    this.#enter = await ensureMountNamespace(this.config);
+    if (down.some((line) => !line.startsWith(`file ${this.config.dataDir}/`))) throw new Error(down.join("\n"));
   }
 
   /** Ends the worker as it would end by itself. */

@@ -1,4 +1,5 @@
 import { chownSync, closeSync, mkdirSync, openSync, readdirSync, readSync, rmSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { BerthError } from "../../core/errors.ts";
 import { type DiskTemplate, makeTemplate, stamp } from "./disk-template.ts";
 import { hasCode } from "./ffi.ts";
@@ -88,9 +89,9 @@ export class Disks {
     return listLoops().some((loop) => loop.file === this.path(slot));
   }
 
-  /** Deletes a slot's disk. Idempotent. 1 ms and more, by what was written to it. */
-  remove(slot: number): void {
-    rmSync(this.path(slot), { force: true });
+  /** Deletes a slot's disk. Idempotent. Off the event loop: 1 ms and more, by what was written to it. */
+  async remove(slot: number): Promise<void> {
+    await rm(this.path(slot), { force: true });
   }
 
   /** The slots that have a disk, for the sweep. */
