@@ -3,9 +3,14 @@ import postgres from "postgres";
 /** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
 export type DatabaseAddress = { url: string } | { socketDir: string };
 
-/** Timestamps stay as the server writes them: microseconds, which a `Date` would cut off, make the cursors of lists. */
-export const timesAsText = {
-  date: { to: 1184, from: [1082, 1114, 1184], serialize: (value: unknown) => value, parse: (text: string) => text },
+/** How the driver behaves wherever it is used. */
+export const driverOptions = {
+  /** Timestamps stay as the server writes them: microseconds, which a `Date` would cut off, make the cursors of lists. */
+  types: {
+    date: { to: 1184, from: [1082, 1114, 1184], serialize: (value: unknown) => value, parse: (text: string) => text },
+  },
+  /** Seconds until the next attempt to connect: a database that is back is found within one. */
+  backoff: (attempt: number) => Math.min(0.02 * 2 ** attempt, 1),
 };
 
 /**
@@ -19,8 +24,12 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
     idle_timeout: 0,
     connect_timeout: 10,
     onnotice: () => undefined,
-    types: timesAsText,
-    connection: { application_name: `berth-${as}` },
+    ...driverOptions,
+    connection: {
+      application_name: `berth-${as}`,
+      // A request must not hold a connection, or a lock that others wait for, longer than its client waits.
+      ...(as === "api" ? { statement_timeout: 30_000, idle_in_transaction_session_timeout: 30_000 } : {}),
+    },
   };
   return "url" in address
     ? postgres(address.url, {

@@ -1,6 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { topics } from "../db/wakeups.ts";
 import type { Request, Services } from "./context.ts";
+import { asBerthError } from "./problem.ts";
 
 /** Longest that `Prefer: wait` holds an answer, in seconds. */
 const maxWait = 600;
@@ -46,10 +47,17 @@ export async function settle<T>(
   const deadline = performance.now() + seconds * 1000;
   try {
     for (;;) {
-      const state = await read();
+      // Whoever waits outlives a database that is away for a moment (faults 10, 14).
+      const seen = await read().then(
+        (state) => ({ state }),
+        (error: unknown) => {
+          if (asBerthError(error).code !== "unavailable" || performance.now() >= deadline) throw error;
+          return null;
+        },
+      );
       const left = deadline - performance.now();
-      if (settled(state) || left <= 0 || stop.aborted) return state;
-      await changes.next(Math.min(left, pollMs), stop);
+      if (seen !== null && (settled(seen.state) || left <= 0 || stop.aborted)) return seen.state;
+      await changes.next(Math.max(Math.min(left, pollMs), 0), stop);
     }
   } finally {
     unsubscribe();

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import postgres from "postgres";
 import type { TestProject } from "vitest/node";
-import { timesAsText } from "../../src/db/client.ts";
+import { driverOptions } from "../../src/db/client.ts";
 import { migrate } from "../../src/db/migrate.ts";
 
 /** The Postgres server of one vitest run: a Unix socket in a private directory, nothing on the network. */
@@ -146,7 +146,7 @@ export interface TestDatabase {
 export async function createDatabase(socketDir: string): Promise<TestDatabase> {
   const name = `berth_${randomBytes(6).toString("hex")}`;
   const path = socketOf(socketDir);
-  const quiet = { path, onnotice: () => undefined, types: timesAsText };
+  const quiet = { path, onnotice: () => undefined, ...driverOptions };
   const admin = postgres({ ...quiet, username: "postgres", database: "postgres", max: 1 });
   await admin.unsafe(`create database ${name} template ${template}`);
   const owner = postgres({ ...quiet, username: "postgres", database: name, max: 4 });
