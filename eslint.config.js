@@ -4,7 +4,7 @@ import tseslint from "typescript-eslint";
 const environmentReaders = ["src/config.ts", "src/main.ts", "src/down.ts", "src/api.ts", "src/worker.ts"];
 
 export default tseslint.config(
-  { ignores: ["node_modules/", "test/support/berth-api.d.ts", "**/*.mjs", "**/*.cjs", "*.config.js"] },
+  { ignores: ["node_modules/", ".cache/", "test/support/berth-api.d.ts", "**/*.mjs", "**/*.cjs", "*.config.js"] },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: {

@@ -1,9 +1,11 @@
 // Behind `npm start`, `npm test`, `npm run check` and `npm run down`: sets up what is missing, one line each, then goes
 // on under the pinned Node. It runs on any Node >= 20 with nothing installed, so it imports nothing but Node.
 import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
 import module from "node:module";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { pathToFileURL } from "node:url";
+import { bundle, bundleDirectory, canBundle } from "./setup/bundle.mjs";
 import { dependenciesPresent, installDependencies, pinnedNode } from "./setup/dependencies.mjs";
 import { distribution, hasApt, isRoot, makeUsers, missingUsers, obstacle } from "./setup/machine.mjs";
 import { install, missing, packagesFor } from "./setup/packages.mjs";
@@ -79,7 +81,22 @@ async function start() {
     );
     process.env.BERTH_ROLE = "api";
   }
-  await become("src/main.ts", []);
+  await become(await program(), []);
+}
+
+/** What to run: the bundle of the sources, made when there is none yet; the sources where it can't be made. */
+async function program() {
+  const node = pinnedNode();
+  if (node === null || !canBundle()) return "src/main.ts";
+  const directory = bundleDirectory();
+  if (!existsSync(directory)) {
+    const failure = await bundle(directory, node.path);
+    if (failure !== null) {
+      console.error(failure);
+      return "src/main.ts";
+    }
+  }
+  return relative(root, join(directory, "main.mjs"));
 }
 
 async function setup() {

@@ -27,7 +27,7 @@ async function down(): Promise<void> {
     await awaitLock(paths.lock);
   }
   // Left behind by a supervisor that was killed.
-  for (const role of ["api", "worker"]) await awaitPredecessor(join(config.runDir, `${role}.pid`), `/src/${role}.ts`);
+  for (const role of ["api", "worker"]) await awaitPredecessor(join(config.runDir, `${role}.pid`));
   await (await runningEmbedded(paths.database))?.stop();
 
   closeView(config.runDir);

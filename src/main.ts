@@ -86,7 +86,7 @@ async function main(): Promise<number> {
     stop.addEventListener("abort", resolve);
   });
   print("Berth");
-  const running = await startBerth(config, process.env, clone, say);
+  const running = await startBerth(config, process.env, { clone, main: process.argv[1] ?? "" }, say);
   describe(config, running);
   // Time since this program was started, Node's own start included.
   print(`Ready after ${seconds(performance.now())}.`);

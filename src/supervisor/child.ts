@@ -1,6 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { writeFileSync } from "node:fs";
-import { awaitPredecessor } from "./predecessor.ts";
+import { awaitPredecessor, recordProcess } from "./predecessor.ts";
 
 /** A role that runs as a process of its own. */
 export interface ChildOptions {
@@ -46,7 +45,7 @@ export class Child {
   async start(): Promise<void> {
     const { argv, pidFile } = this.#options;
     const [program = "", ...args] = argv;
-    await awaitPredecessor(pidFile, argv.at(-1) ?? "");
+    await awaitPredecessor(pidFile);
     const started = performance.now();
     const child = spawn(program, args, {
       cwd: "/",
@@ -56,7 +55,7 @@ export class Child {
       detached: true,
     });
     this.#process = child;
-    if (child.pid !== undefined) writeFileSync(pidFile, `${String(child.pid)}\n`);
+    if (child.pid !== undefined) recordProcess(pidFile, child.pid);
     void this.#options.begin.then(() => {
       if (child.connected) child.send({ begin: true });
     });

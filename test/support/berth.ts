@@ -90,14 +90,17 @@ export class Instance {
 
   /** Starts the supervisor; `until(/Ready/)` on it waits. */
   start(env: Record<string, string> = {}): Run {
-    const run = new Run([process.execPath, join(this.#clone, "src/main.ts")], { ...this.#env, ...env });
+    const run = new Run([process.execPath, join(this.#clone, "infra/bootstrap.mjs"), "start"], {
+      ...this.#env,
+      ...env,
+    });
     this.#runs.push(run);
     return run;
   }
 
   /** `npm run down`. */
   async down(): Promise<Run> {
-    const run = new Run([process.execPath, join(this.#clone, "src/down.ts")], this.#env);
+    const run = new Run([process.execPath, join(this.#clone, "infra/bootstrap.mjs"), "down"], this.#env);
     await run.ended;
     return run;
   }
