@@ -58,6 +58,17 @@ const logs = operation({
 
 const maxExecOutput = 16 * 1024 * 1024;
 
+/** As the host's agent answers it. */
+const ExecResult = z
+  .object({
+    exitCode: z.int().openapi({ description: "128 + n for a command that signal n ended." }),
+    stdout: z.string(),
+    stderr: z.string(),
+    truncated: z.boolean().openapi({ description: "Whether output beyond 1 MiB a stream was dropped." }),
+    timedOut: z.boolean().openapi({ description: "Whether it was killed because its time was up." }),
+  })
+  .openapi("ExecResult");
+
 const exec = operation({
   method: "post",
   path: "/v1/containers/{id}/exec",
@@ -81,12 +92,17 @@ const exec = operation({
     ),
   },
   responses: {
-    200: json(
-      z.object({ exitCode: z.int().nullable(), stdout: z.string(), stderr: z.string() }).openapi("ExecResult"),
-      "It has ended",
-    ),
+    200: json(ExecResult, "It has ended"),
   },
-  errors: ["not_found", "invalid_state", "host_unavailable", "not_supported", "command_not_found", "step_timeout"],
+  errors: [
+    "not_found",
+    "invalid_state",
+    "host_unavailable",
+    "not_supported",
+    "command_not_found",
+    "command_not_executable",
+    "invalid_user",
+  ],
 });
 
 /** A line as the host's agent answers it. `partial`: the line goes on in the next one of its stream. */
@@ -196,12 +212,7 @@ export function addContainerStreams(app: App, services: Services): void {
         signal: AbortSignal.any([held.signal, c.req.raw.signal]),
         answerMs: (asked.timeoutSeconds + 10) * 1000,
       });
-      const { exitCode, stdout, stderr } = JSON.parse(await readAll(response, maxExecOutput)) as {
-        exitCode: number | null;
-        stdout: string;
-        stderr: string;
-      };
-      return c.json({ exitCode, stdout, stderr }, 200);
+      return c.json(ExecResult.parse(JSON.parse(await readAll(response, maxExecOutput))), 200);
     } finally {
       held.close();
     }

@@ -123,10 +123,11 @@ describe("exec", () => {
     ask<Problem & { exitCode: number }>(api.app, project.tokens.deployer, "POST", "/v1/containers/web/exec", body);
 
   test("answers what the command wrote", async () => {
-    answer = (_, response) => response.end(JSON.stringify({ exitCode: 3, stdout: "out", stderr: "err" }));
+    answer = (_, response) =>
+      response.end(JSON.stringify({ exitCode: 3, stdout: "out", stderr: "err", truncated: false, timedOut: true }));
     expect(await exec({ command: ["false"] })).toMatchObject({
       status: 200,
-      body: { exitCode: 3, stdout: "out", stderr: "err" },
+      body: { exitCode: 3, stdout: "out", stderr: "err", truncated: false, timedOut: true },
     });
     expect(asked[0]?.url).toBe(`/containers/${container}/exec`);
   });

@@ -1254,9 +1254,14 @@ export interface components {
             signal?: string;
         };
         ExecResult: {
-            exitCode: number | null;
+            /** @description 128 + n for a command that signal n ended. */
+            exitCode: number;
             stdout: string;
             stderr: string;
+            /** @description Whether output beyond 1 MiB a stream was dropped. */
+            truncated: boolean;
+            /** @description Whether it was killed because its time was up. */
+            timedOut: boolean;
         };
         /**
          * @example {
@@ -3752,7 +3757,7 @@ export interface operations {
                     "application/json": components["schemas"]["ExecResult"];
                 };
             };
-            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `command_not_found`: The command does not exist in the image; `step_timeout`: The build took too long */
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `command_not_found`: The command does not exist in the image; `command_not_executable`: The command can't be executed; `invalid_user`: The user does not exist in the image */
             400: {
                 headers: {
                     [name: string]: unknown;
