@@ -40,7 +40,7 @@ export type Step =
   | { step: "beginStop" }
   | { step: "awaitStop" }
   | { step: "kill" }
-  /** It ended: record how, and when it starts again by itself, if it does. */
+  /** It ended: record how, and when it starts again by itself, if it does. Its release comes after the record. */
   | { step: "recordEnd"; end: RunEnd; restartInMs: number | null }
   /** Take the run's kernel objects away; the writable layer and the log stay. */
   | { step: "release" }

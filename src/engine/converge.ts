@@ -157,6 +157,7 @@ export class Converger {
         return "more";
       case "release":
         await sandboxes.release(id);
+        this.#reach("converge.released");
         return "more";
       case "awaitRestart":
         this.#wakeIn(id, step.inMs);
@@ -270,8 +271,8 @@ export class Converger {
     });
   }
 
+  /** The row first: what the host knows of the end is gone with the release, which is the next step. */
   async #recordEnd(container: InboxContainer, step: Extract<Step, { step: "recordEnd" }>, seen: Seen): Promise<void> {
-    const { sandboxes } = this.#services;
     const { id } = container;
     const { exitCode, oomKilled } = step.end;
     const reason = oomKilled
@@ -283,8 +284,6 @@ export class Converger {
         : this.#rebooted
           ? "host_rebooted"
           : "host_stopped";
-    await sandboxes.release(id);
-    this.#reach("converge.released");
     this.#stops.delete(id);
     this.#published.delete(id);
     const again = step.restartInMs !== null;

@@ -24,7 +24,7 @@ export class Disks {
   constructor(dir: string) {
     this.#dir = dir;
     // What a crash left of the making of a template.
-    for (const name of readdirSync(dir)) if (name.startsWith("template-")) rmSync(`${dir}/${name}`);
+    for (const name of readdirSync(dir)) if (/^template-|\.new$/.test(name)) rmSync(`${dir}/${name}`);
   }
 
   path(slot: number): string {
@@ -37,7 +37,6 @@ export class Disks {
    */
   async create(slot: number, size: number): Promise<void> {
     const template = await this.#template(Math.max(smallestDisk, Math.ceil(size / blockSize) * blockSize));
-    rmSync(this.path(slot), { force: true });
     stamp(template, this.path(slot));
   }
 
