@@ -60,7 +60,7 @@ export function agentApp(services: Services, key: string): Hono {
     const { id } = await container(c.req.param("id"));
     const { follow, ...filter } = logQuery.parse(c.req.query());
     const ended = async () => {
-      const state = (await sandboxes.probe(id)).state;
+      const state = sandboxes.probe(id).state;
       if (state === "running") return false;
       const row = await readContainer(connection.sql, host.id, id);
       return row === null || ["created", "exited", "failed", "removing"].includes(row.status);
@@ -85,7 +85,7 @@ export function agentApp(services: Services, key: string): Hono {
   app.post("/containers/:id/exec", bodyLimit({ maxSize: 1024 * 1024 }), async (c) => {
     const row = await container(c.req.param("id"));
     const request = execBody.parse(await c.req.json());
-    if ((await sandboxes.probe(row.id)).state !== "running") {
+    if (sandboxes.probe(row.id).state !== "running") {
       throw new BerthError("invalid_state", "The container is not running.");
     }
     return c.json(

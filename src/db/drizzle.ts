@@ -6,9 +6,7 @@ import { createRequire } from "node:module";
  */
 const load = createRequire(import.meta.url);
 
-export const { sql, and, or, eq, ne, lt, gt, gte, lte, inArray, isNull, isNotNull, desc, asc } = load(
-  "drizzle-orm",
-) as typeof import("drizzle-orm");
+export const { sql, and, or, eq } = load("drizzle-orm") as typeof import("drizzle-orm");
 export const { drizzle } = load("drizzle-orm/postgres-js") as typeof import("drizzle-orm/postgres-js");
 export const pg = load("drizzle-orm/pg-core") as typeof import("drizzle-orm/pg-core");
 export type { SQL } from "drizzle-orm";

@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import { nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
 import { toBerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
+import { signalNumber } from "../core/signals.ts";
 import {
   eraseContainer,
   type InboxContainer,
@@ -23,7 +24,6 @@ export function logPath(dataDir: string, id: string): string {
 }
 
 interface Drive {
-  again: boolean;
   /** Aborts a pull that the wish no longer needs. */
   abort: AbortController;
 }
@@ -37,6 +37,8 @@ export class Converger {
   readonly #rebooted: boolean;
   readonly #reach: ReachFailpoint;
   readonly #drives = new Map<string, Drive>();
+  /** Containers that were woken during their drive. */
+  readonly #again = new Set<string>();
   readonly #stops = new Map<string, { deadline: number }>();
   readonly #timers = new Map<string, NodeJS.Timeout>();
   /** Containers whose ports this process holds. */
@@ -60,10 +62,10 @@ export class Converger {
     if (this.#closed) return;
     const drive = this.#drives.get(id);
     if (drive === undefined) {
-      this.#drives.set(id, { again: false, abort: new AbortController() });
+      this.#drives.set(id, { abort: new AbortController() });
       void this.#drive(id, fresh);
     } else {
-      drive.again = true;
+      this.#again.add(id);
       if (fresh !== null && fresh.wanted !== "running") drive.abort.abort();
     }
   }
@@ -92,10 +94,10 @@ export class Converger {
     if (drive === undefined) return;
     try {
       for (let row = fresh; !this.#closed; row = null) {
-        drive.again = false;
+        this.#again.delete(id);
         const container = row ?? (await readContainer(connection.sql, host.id, id));
         if (container === null || (await this.#step(container, drive)) === "done") {
-          if (!drive.again) break;
+          if (!this.#again.has(id)) break;
         }
       }
     } catch (error) {
@@ -103,7 +105,7 @@ export class Converger {
       this.#wakeIn(id, 1000);
     } finally {
       this.#drives.delete(id);
-      if (drive.again) this.wake(id);
+      if (this.#again.delete(id)) this.wake(id);
     }
   }
 
@@ -111,7 +113,7 @@ export class Converger {
   async #step(container: InboxContainer, drive: Drive): Promise<"done" | "more"> {
     const { sandboxes } = this.#services;
     const { id } = container;
-    const seen = await sandboxes.probe(id);
+    const seen = sandboxes.probe(id);
     const step = nextStep(
       { ...container, restartPolicy: container.spec.restartPolicy, hasSignals: container.signals.length > 0 },
       seen,
@@ -367,7 +369,5 @@ export class Converger {
 /** The signal that asks the container to end: its own, else the image's, else SIGTERM. */
 function stopSignal(container: InboxContainer): number {
   const name = container.spec.stopSignal ?? container.image?.config.config?.StopSignal ?? "SIGTERM";
-  if (/^\d+$/.test(name)) return Number(name);
-  const full = name.toUpperCase().startsWith("SIG") ? name.toUpperCase() : `SIG${name.toUpperCase()}`;
-  return constants.signals[full as NodeJS.Signals] ?? constants.signals.SIGTERM;
+  return signalNumber(name) ?? constants.signals.SIGTERM;
 }

@@ -31,7 +31,8 @@ export class JobRunner {
   readonly #timers: NodeJS.Timeout[] = [];
   #unsubscribe: () => void = () => undefined;
   #claiming = false;
-  #claimAgain = false;
+  /** How often claiming was asked for: asking during a claim makes it claim once more. */
+  #asked = 0;
   #stopped = false;
 
   constructor(services: Services, handlers: Partial<Record<JobKind, JobHandler>>, concurrency: number) {
@@ -67,18 +68,17 @@ export class JobRunner {
   }
 
   async #claim(): Promise<void> {
-    if (this.#claiming) {
-      this.#claimAgain = true;
-      return;
-    }
+    this.#asked++;
+    if (this.#claiming) return;
     this.#claiming = true;
     try {
+      let answered: number;
       do {
-        this.#claimAgain = false;
+        answered = this.#asked;
         const room = this.#concurrency - this.#held.size;
         if (room <= 0 || this.#stopped) return;
         for (const job of await claimJobs(this.#services.connection.db, this.#services.host.id, room)) this.#run(job);
-      } while (this.#claimAgain);
+      } while (answered !== this.#asked);
     } catch (error) {
       this.#services.log.warn({ err: error }, "claiming jobs failed");
     } finally {

@@ -113,7 +113,7 @@ export async function* readLog(
       }
       if (last !== null) yield* last;
       last = null;
-      if (ended || follow === null) return;
+      if (ended) return;
       await changed(path, follow.signal);
     }
   } finally {

@@ -1,5 +1,5 @@
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { randomUUID } from "node:crypto";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { BerthError } from "../core/errors.ts";
 import { identify, type ProcessId, signalProcess } from "./apply/process.ts";
 import { runtimeError } from "./apply/runtime.ts";

@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync } from "node:fs";
-import { closeNamespaces, createNamespaces, type Namespaces } from "./apply/namespaces.ts";
 import { type ParkedMonitor, parkMonitor } from "./apply/monitor.ts";
+import { closeNamespaces, createNamespaces, type Namespaces } from "./apply/namespaces.ts";
 import { identify } from "./apply/process.ts";
 import { writeNote } from "./notes.ts";
 import type { Parts } from "./parts.ts";

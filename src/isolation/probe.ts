@@ -1,5 +1,5 @@
-import { isAlive } from "./apply/process.ts";
 import { readExit } from "./apply/monitor.ts";
+import { isAlive } from "./apply/process.ts";
 import { isAwaitingStart } from "./apply/runtime.ts";
 import { readOwner, readProcess, readRun } from "./notes.ts";
 import type { Parts } from "./parts.ts";

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtemp, readFile, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
 
@@ -42,11 +42,10 @@ export async function startBerth(port: number): Promise<Engine> {
     },
     async firstLine(id) {
       for (;;) {
-        const log = await api.send("GET", `/v1/containers/${id}/logs?follow=true&stderr=false`);
-        const text = log.body.toString();
-        if (text.includes("\n")) return text;
-        const { status, reason, detail } = await api.json<Record<string, string>>("GET", `/v1/containers/${id}`);
-        if (status === "failed" || status === "exited") throw new Error(`${id} ${status}: ${reason ?? ""} ${detail ?? ""}`);
+        const line = await api.firstLine(`/v1/containers/${id}/logs?follow=true&stderr=false`);
+        if (line !== null) return line;
+        const container = await api.json<Record<string, string>>("GET", `/v1/containers/${id}`);
+        if (container["status"] === "failed") throw new Error(JSON.stringify(container));
       }
     },
     async remove(id) {

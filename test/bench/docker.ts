@@ -65,7 +65,7 @@ export async function startDocker(): Promise<Docker | null> {
     },
     async cliBuild(tag, contextDir) {
       const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
-      await run("docker", ["build", "-q", "-t", tag, contextDir], { env });
+      await run("/usr/bin/docker", ["build", "-q", "-t", tag, contextDir], { env });
     },
     async start(image, command) {
       const body = { Image: image, Cmd: command, HostConfig: limits };
@@ -74,10 +74,10 @@ export async function startDocker(): Promise<Docker | null> {
       return Id;
     },
     async firstLine(id) {
-      for (;;) {
-        const { body } = await api.send("GET", `/containers/${id}/logs?stdout=1&tail=1`);
-        if (body.length > 8) return body.subarray(8).toString();
-      }
+      // Behind the 8 bytes that begin a frame.
+      const line = await api.firstLine(`/containers/${id}/logs?stdout=1&follow=1`, 8);
+      if (line === null) throw new Error(`${id} printed nothing`);
+      return line;
     },
     async remove(id) {
       await api.json("DELETE", `/containers/${id}?force=1`);

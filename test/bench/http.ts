@@ -52,6 +52,25 @@ export class Client {
     return (answer.body.length === 0 ? null : JSON.parse(answer.body.toString())) as T;
   }
 
+  /** Reads a stream until it has a whole line, and gives it up; null: it ended without one. `skip` bytes come first. */
+  firstLine(path: string, skip = 0): Promise<string | null> {
+    return new Promise((resolve, reject) => {
+      const outgoing = request({ ...this.#to, path, headers: this.#headers }, (incoming) => {
+        let text = Buffer.alloc(0);
+        incoming.on("data", (chunk: Buffer) => {
+          text = Buffer.concat([text, chunk]);
+          if (text.indexOf(10, skip) < 0) return;
+          resolve(text.toString("utf8", skip, text.indexOf(10, skip)));
+          outgoing.destroy();
+        });
+        incoming.on("error", () => resolve(null));
+        incoming.on("end", () => resolve(null));
+      });
+      outgoing.on("error", reject);
+      outgoing.end();
+    });
+  }
+
   close(): void {
     this.#agent.destroy();
   }

@@ -51,7 +51,11 @@ interface Figures {
 }
 
 async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Figures> {
+  const step = (what: string) => {
+    console.error(engine.name, what);
+  };
   for (let i = 0; i < 5; i++) await engine.remove((await startOnce(engine)).id);
+  step("starts with gaps");
   const gaps: number[] = [];
   const removes: number[] = [];
   for (let i = 0; i < runs; i++) {
@@ -63,6 +67,7 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
     removes.push(performance.now() - before);
     await sleep(gapMs);
   }
+  step("starts back to back");
   const backToBack: number[] = [];
   const done: string[] = [];
   for (let i = 0; i < runs; i++) {
@@ -72,6 +77,7 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
   }
   for (const id of done.splice(0)) await engine.remove(id);
 
+  step("starts, 4 in flight");
   const began = performance.now();
   let next = 0;
   const lane = async () => {
@@ -81,6 +87,7 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
   const perSecond = (done.length * 1000) / (performance.now() - began);
   for (const id of done.splice(0)) await engine.remove(id);
 
+  step("idle containers");
   for (let i = 0; i < 10; i++) {
     const id = await engine.start("bench-stamp:1", ["/stamp", "stay"]);
     await engine.firstLine(id);
@@ -90,6 +97,7 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
   for (const id of done) for (const pid of await engine.keepers(id)) pss += await pssOf(pid);
   for (const id of done) await engine.remove(id);
 
+  step("rebuilds");
   const rebuildMs: number[] = [];
   await rebuild();
   for (let i = 0; i < 10; i++) {

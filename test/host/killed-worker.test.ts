@@ -56,7 +56,7 @@ async function becomes(id: string, status: string): Promise<Container> {
 const answer = (port: number) =>
   fetch(`http://127.0.0.1:${String(port)}/`).then(
     (response) => response.text(),
-    (error: Error) => error.message,
+    (error: unknown) => String(error),
   );
 
 /** Runs, once, and its port answers. */

@@ -151,8 +151,8 @@ describe("a container", () => {
     ["a user that is not there", { command: ["/bin/true"], user: "nobody-here" }, "invalid_user"],
     ["an image of a registry that is not there", { image: "elsewhere:1" }, "registry_unreachable"],
     ["an image that its registry lacks", { image: "REGISTRY/none:1" }, "image_not_found"],
-  ])("%s fails with a reason", async (_, more: Body, reason) => {
-    const image = String(more["image"] ?? "box:1").replace("REGISTRY", registry.host);
+  ])("%s fails with a reason", async (_, more: Body & { image?: string }, reason) => {
+    const image = (more.image ?? "box:1").replace("REGISTRY", registry.host);
     const container = await run(["/bin/true"], { ...more, image });
     const settled = await reaches(container.id, "failed");
     expect(settled.reason).toBe(reason);

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { leftovers } from "../support/leftovers.ts";
 import type { SandboxSpec } from "../../src/isolation/sandbox.ts";
+import { leftovers } from "../support/leftovers.ts";
 import { readLog, TestHost } from "../support/sandboxes.ts";
 
 describe.each(["crun", "runc"] as const)("sandboxes made by %s", (runtime) => {

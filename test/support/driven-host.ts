@@ -57,9 +57,9 @@ export class DrivenHost {
 
   /** Starts the worker and waits until it does its work, or until it has ended by its failpoint. */
   async start(failpoint = ""): Promise<void> {
-    const [program = "", ...args] = [...this.#enter, process.execPath, workerFile];
+    const argv = [...this.#enter, process.execPath, workerFile];
     const env = { ...this.#env, BERTH_FAILPOINT: failpoint };
-    const worker = spawn(program, args, { env, stdio: ["ignore", "inherit", "inherit", "ipc"] });
+    const worker = spawn(argv[0] ?? "", argv.slice(1), { env, stdio: ["ignore", "inherit", "inherit", "ipc"] });
     this.#worker = worker;
     worker.send({ begin: true });
     const ended = once(worker, "exit");

@@ -19,8 +19,8 @@ import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
 import type { Protection } from "../../src/isolation/plan/spec.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
-import { leftovers } from "./leftovers.ts";
 import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
+import { leftovers } from "./leftovers.ts";
 
 const workerFile = join(import.meta.dirname, "sandbox-worker.ts");
 

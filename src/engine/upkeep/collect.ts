@@ -8,7 +8,9 @@ const graceMs = 60 * 60 * 1000;
  * Deletes rows that have served their time, then layers and blobs that no row needs. To be run only while no job of this
  * host runs: a pull or build counts on what it found in the store until it has recorded its image.
  */
-export async function collect(services: Pick<Services, "connection" | "blobs" | "layers" | "sandboxes" | "log">): Promise<void> {
+export async function collect(
+  services: Pick<Services, "connection" | "blobs" | "layers" | "sandboxes" | "log">,
+): Promise<void> {
   const { connection, blobs, layers, sandboxes, log } = services;
   await deleteExpired(connection.db);
   const [digests, diffIds] = await Promise.all([neededBlobs(connection.db), neededLayers(connection.db)]);

@@ -9,7 +9,7 @@ import {
   tableText,
 } from "../plan/firewall.ts";
 import { type NetworkScope, slotOfAddress, slotOfVeth, tableName } from "../plan/network.ts";
-import { NftError, type Nft } from "./nft.ts";
+import { type Nft, NftError } from "./nft.ts";
 
 /** What a container's links and addresses may do. */
 export interface Membership {

@@ -1,4 +1,4 @@
-import { type Socket as DatagramSocket, createSocket } from "node:dgram";
+import { createSocket, type Socket as DatagramSocket } from "node:dgram";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { BerthError } from "../../core/errors.ts";

@@ -2,10 +2,10 @@ import {
   attribute,
   attribute32,
   attributeText,
+  type NetlinkRequest,
   NLM_F_CREATE,
   NLM_F_EXCL,
   NLM_F_REPLACE,
-  type NetlinkRequest,
   nested,
 } from "./netlink.ts";
 

@@ -1,6 +1,6 @@
 import { effectiveCapabilities } from "../../core/capability.ts";
 import type { Resources } from "../../core/container.ts";
-import { cgroupLimits, type LinuxResources, type Limit, processLimits, type Rlimit, shmSize } from "./limits.ts";
+import { cgroupLimits, type Limit, type LinuxResources, processLimits, type Rlimit, shmSize } from "./limits.ts";
 import type { SeccompProfile } from "./seccomp.ts";
 import { idCount, type User } from "./user.ts";
 
