@@ -1,7 +1,7 @@
 import { mkdir, rm } from "node:fs/promises";
 import { constants } from "node:os";
 import { nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
-import { toBerthError } from "../core/errors.ts";
+import { BerthError, toBerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { signalNumber } from "../core/signals.ts";
 import {
@@ -184,10 +184,10 @@ export class Converger {
     patch: SeenPatch,
     event?: string,
     data: Record<string, unknown> = {},
-  ): Promise<void> {
+  ): Promise<boolean> {
     const { connection, host } = this.#services;
     const fence = { hostId: host.id, session: host.session };
-    await writeSeen(connection.sql, fence, container, patch, event === undefined ? undefined : { type: event, data });
+    return writeSeen(connection.sql, fence, container, patch, event === undefined ? undefined : { type: event, data });
   }
 
   async #start(
@@ -208,17 +208,24 @@ export class Converger {
       detail: null,
       oomKilled: false,
     };
+    let recorded = Promise.resolve();
     try {
       if (seen.state !== "absent") await sandboxes.release(id);
       this.#stops.delete(id);
       const image = await this.#image(container, drive, begun);
       const slot = container.slot ?? sandboxes.takeSlot();
-      await this.#write(container, { ...begun, slot, ipAddress: sandboxes.addressOf(slot), imageDigest: image.digest });
-      this.#reach("converge.begun");
+      const ipAddress = sandboxes.addressOf(slot);
+      // Beside the effects, but before the process is let go. Effects of a start that was never recorded are found by
+      // the next worker: its sweep removes what no row's slot stands for.
+      recorded = this.#write(container, { ...begun, slot, ipAddress, imageDigest: image.digest }).then((held) => {
+        if (!held) throw new BerthError("unavailable", "A newer session of this host has taken over.");
+        this.#reach("converge.begun");
+      });
+      recorded.catch(() => undefined);
       const log = logPath(config.dataDir, id);
       await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
       const layers = await this.#services.layers.lowers(image.layers);
-      const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }));
+      const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }), { recorded });
       this.#reach("converge.started");
       const wanted = container.ports.filter((port) => port.status !== "removing");
       await sandboxes.publish(id, wanted);
@@ -237,6 +244,8 @@ export class Converger {
       this.#reach("converge.running");
       await this.#writePorts(container, { active: wanted.map((port) => port.id) });
     } catch (thrown) {
+      // The record of the beginning must not come after that of the failure.
+      await Promise.allSettled([recorded]);
       if (drive.abort.signal.aborted) {
         drive.abort = new AbortController();
         return;

@@ -162,12 +162,14 @@ export class Sandboxes {
   /**
    * Starts a process in a sandbox of its own; returns once it has been let go. On failure nothing is left but the disk
    * and log of the slot.
-   * @param without protections to leave out; for tests that show what each of them prevents
+   * @param more.recorded awaited before the process is let go: the caller's record that it is about to run. When it
+   * rejects, the start fails
+   * @param more.without protections to leave out; for tests that show what each of them prevents
    * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`, `disk_full`, `start_failed`
    */
   async start(
     spec: SandboxSpec,
-    without: ReadonlySet<Protection> = new Set(),
+    more: { recorded?: Promise<unknown>; without?: ReadonlySet<Protection> } = {},
   ): Promise<{ pid: number; startedAt: Date }> {
     if (!/^[\w-]{1,80}$/.test(spec.id)) throw new RangeError("an id is made of letters, digits, `_` and `-`");
     if (this.#linked.has(spec.id)) throw new Error(`${spec.id} has a sandbox already: release it first`);
@@ -180,7 +182,7 @@ export class Sandboxes {
         void prepared.monitor.ended.then(() => {
           this.#exits.lookAt(spec.id);
         });
-        return await startPrepared(this.#parts, spec, prepared, without);
+        return await startPrepared(this.#parts, spec, prepared, more);
       } catch (error) {
         // The first error is what counts; a second one, of the clean-up, leaves the link, and with it the way to retry.
         await this.release(spec.id).catch((cleanup: unknown) => {

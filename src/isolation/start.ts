@@ -32,7 +32,7 @@ export async function startPrepared(
   parts: Parts,
   spec: SandboxSpec,
   prepared: Prepared,
-  without: ReadonlySet<Protection>,
+  { recorded, without = new Set() }: { recorded?: Promise<unknown>; without?: ReadonlySet<Protection> },
 ): Promise<{ pid: number; startedAt: Date }> {
   const { reach, layout, runtime } = parts;
   const paths = parts.slot(spec.slot);
@@ -88,6 +88,7 @@ export async function startPrepared(
     reach("start.create");
     const first = identify(pid);
     if (first === null) throw new BerthError("start_failed", "The container's first process ended before its start.");
+    await recorded;
     const startedAt = new Date();
     writeNote(paths.run, { process: first, startedAt: startedAt.toISOString() });
     reach("start.record");

@@ -110,7 +110,7 @@ describe("a container", () => {
   test("follows its log to the end, and answers commands from inside", async () => {
     const { id } = await run("echo one; while [ ! -e /go ]; do sleep 0.05; done; echo two", { env: { WHO: "me" } });
     const followed = logs(id, "?follow=true");
-    expect(await exec(id, { command: ["/bin/sh", "-c", "echo $WHO; cat; exit 4"], stdin: "typed" })).toEqual({
+    expect(await exec(id, { command: ["/bin/sh", "-c", "echo $WHO; cat; exit 4"], stdin: "typed" })).toMatchObject({
       exitCode: 4,
       stdout: "me\ntyped",
       stderr: "",

@@ -15,7 +15,7 @@ sandboxes.onExit((id) => {
 });
 
 const calls = {
-  start: (spec: SandboxSpec, without: Protection[]) => sandboxes.start(spec, new Set(without)),
+  start: (spec: SandboxSpec, without: Protection[]) => sandboxes.start(spec, { without: new Set(without) }),
 } as const;
 
 function print(value: object): void {
