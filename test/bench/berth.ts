@@ -1,5 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, readlink, rm } from "node:fs/promises";
+import { basename } from "node:path";
+import { readConfig } from "../../src/config.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
 
@@ -18,6 +20,7 @@ export async function startBerth(port: number): Promise<Engine> {
     BERTH_DEMO: "0",
     BERTH_HOST_NAME: "bench",
   };
+  const { runDir } = readConfig(env);
   const server = spawn(process.execPath, [`${root}src/main.ts`], { env, stdio: ["ignore", "pipe", "inherit"] });
   await ready(server);
   const token = (await readFile(`${dataDir}/token`, "utf8")).trim();
@@ -52,7 +55,8 @@ export async function startBerth(port: number): Promise<Engine> {
       await api.json("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=30" });
     },
     async keepers(id) {
-      return pidsNaming(id);
+      // Monitors are named by the slot that the container's link leads to.
+      return pidsNaming(`/slots/${basename(await readlink(`${runDir}/containers/${id}`))} `);
     },
     async close() {
       api.close();
@@ -65,13 +69,13 @@ export async function startBerth(port: number): Promise<Engine> {
   };
 }
 
-/** Processes whose command line names the container: its monitor or shim. */
-export async function pidsNaming(id: string): Promise<number[]> {
+/** Processes whose command line has this text: a container's monitor or shim. */
+export async function pidsNaming(text: string): Promise<number[]> {
   const found: number[] = [];
   for (const name of await readdir("/proc")) {
     if (!/^\d+$/.test(name) || Number(name) === process.pid) continue;
     const line = await readFile(`/proc/${name}/cmdline`, "utf8").catch(() => "");
-    if (line.includes(id)) found.push(Number(name));
+    if (line.replaceAll("\0", " ").includes(text)) found.push(Number(name));
   }
   return found;
 }
