@@ -92,3 +92,11 @@ export function nextStep(view: ContainerView, seen: Seen, stop: StopProgress): S
   if (view.status === "restarting") return { step: "cancelRestart" };
   return { step: "settled" };
 }
+
+/** Why a run ended, when its exit code does not say it; null: there is no more to say, or it never ran. */
+export function endReason(status: ContainerStatus, seen: Seen, end: RunEnd, rebooted: boolean): string | null {
+  if (end.oomKilled) return "oom_killed";
+  if (seen.state === "exited") return end.exitCode === null ? "monitor_lost" : null;
+  if (status === "starting") return null;
+  return rebooted ? "host_rebooted" : "host_stopped";
+}

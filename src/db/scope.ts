@@ -97,19 +97,25 @@ const driverCodes = new Set([
   "CONNECT_TIMEOUT",
   "ECONNREFUSED",
   "ECONNRESET",
-  "ENOENT",
   "EPIPE",
 ]);
 // 08: connection; 53: out of disk, memory or connections; 57P: shutting down; 40: try again.
 const passingStates = /^(?:08|53|57P|40)/;
 
-/** The error, made `unavailable` when it is the database's passing inability (faults 10, 17). */
+/** Whether a query failed because the database is away for the moment, or has no room for it. */
+export function isDatabaseAway(error: unknown): boolean {
+  if (!(error instanceof Error) || error instanceof BerthError) return false;
+  // drizzle wraps what the driver threw.
+  if ("query" in error && error.cause !== undefined) return isDatabaseAway(error.cause);
+  if (error instanceof postgres.PostgresError) return passingStates.test(error.code);
+  if (!("code" in error)) return false;
+  const noSocket = error.code === "ENOENT" && "syscall" in error && error.syscall === "connect";
+  return noSocket || driverCodes.has(String(error.code));
+}
+
+/** The error, made `unavailable` when the database is away for the moment. */
 export function databaseError(error: unknown): unknown {
-  const passing =
-    error instanceof postgres.PostgresError
-      ? passingStates.test(error.code)
-      : error instanceof Error && "code" in error && driverCodes.has(String(error.code));
-  return passing
+  return isDatabaseAway(error)
     ? new BerthError("unavailable", "The database is not available at the moment.", { cause: error })
     : error;
 }

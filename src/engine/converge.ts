@@ -1,6 +1,6 @@
 import { mkdir, rm } from "node:fs/promises";
 import { constants } from "node:os";
-import { nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
+import { endReason, nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
 import { BerthError, toBerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { signalNumber } from "../core/signals.ts";
@@ -13,8 +13,10 @@ import {
   writePorts,
   writeSeen,
 } from "../db/inbox.ts";
+import { isDatabaseAway } from "../db/scope.ts";
 import { armFailpoint, type ReachFailpoint } from "../isolation/failpoint.ts";
 import { ensureImage, ensureLayers } from "./images.ts";
+import { Inbox } from "./inbox.ts";
 import { containerSandbox } from "./sandbox-spec.ts";
 import type { Services } from "./services.ts";
 
@@ -43,18 +45,25 @@ export class Converger {
   readonly #timers = new Map<string, NodeJS.Timeout>();
   /** Containers whose ports this process holds. */
   readonly #published = new Set<string>();
+  /** Slots taken for containers whose rows may not name them: the write was not answered. The next start takes it up. */
+  readonly #unrecorded = new Map<string, number>();
+  readonly #inbox: Inbox<InboxContainer>;
   #closed = false;
 
   constructor(services: Services, more: { rebooted: boolean }) {
     this.#services = services;
     this.#rebooted = more.rebooted;
     this.#reach = armFailpoint(services.config.failpoint);
+    const { connection, host } = services;
+    this.#inbox = new Inbox(
+      () => readInbox(connection.sql, host.id),
+      (id, fresh) => this.wake(id, fresh),
+    );
   }
 
   /** Wakes every container of which something new is wanted. */
-  async readInbox(): Promise<void> {
-    const { connection, host } = this.#services;
-    for (const container of await readInbox(connection.sql, host.id)) this.wake(container.id, container);
+  readInbox(): Promise<void> {
+    return this.#inbox.read();
   }
 
   /** Looks at a container soon. `fresh`: its row, when the caller has just read it. */
@@ -105,6 +114,7 @@ export class Converger {
       this.#wakeIn(id, 1000);
     } finally {
       this.#drives.delete(id);
+      this.#inbox.written(id);
       if (this.#again.delete(id)) this.wake(id);
     }
   }
@@ -179,15 +189,19 @@ export class Converger {
     return stop === undefined ? null : { expired: performance.now() >= stop.deadline };
   }
 
+  /** @throws BerthError `unavailable` when the row is no longer this session's: no step may follow on it. */
   async #write(
     container: InboxContainer,
     patch: SeenPatch,
     event?: string,
     data: Record<string, unknown> = {},
-  ): Promise<boolean> {
+  ): Promise<void> {
     const { connection, host } = this.#services;
     const fence = { hostId: host.id, session: host.session };
-    return writeSeen(connection.sql, fence, container, patch, event === undefined ? undefined : { type: event, data });
+    const told = event === undefined ? undefined : { type: event, data };
+    if (!(await writeSeen(connection.sql, fence, container, patch, told))) {
+      throw new BerthError("unavailable", "A newer session of this host has taken over.");
+    }
   }
 
   async #start(
@@ -213,12 +227,13 @@ export class Converger {
       if (seen.state !== "absent") await sandboxes.release(id);
       this.#stops.delete(id);
       const image = await this.#image(container, drive, begun);
-      const slot = container.slot ?? sandboxes.takeSlot();
+      const slot = container.slot ?? this.#unrecorded.get(id) ?? sandboxes.takeSlot();
+      this.#unrecorded.set(id, slot);
       const ipAddress = sandboxes.addressOf(slot);
       // Beside the effects, but before the process is let go. Effects of a start that was never recorded are found by
       // the next worker: its sweep removes what no row's slot stands for.
-      recorded = this.#write(container, { ...begun, slot, ipAddress, imageDigest: image.digest }).then((held) => {
-        if (!held) throw new BerthError("unavailable", "A newer session of this host has taken over.");
+      recorded = this.#write(container, { ...begun, slot, ipAddress, imageDigest: image.digest }).then(() => {
+        this.#unrecorded.delete(id);
         this.#reach("converge.begun");
       });
       recorded.catch(() => undefined);
@@ -245,7 +260,11 @@ export class Converger {
       await this.#writePorts(container, { active: wanted.map((port) => port.id) });
     } catch (thrown) {
       // The record of the beginning must not come after that of the failure.
-      await Promise.allSettled([recorded]);
+      const [record] = await Promise.allSettled([recorded]);
+      // Without the database nothing has run, and nothing is the container's fault: the drive begins again.
+      for (const cause of [record.status === "rejected" ? record.reason : null, thrown]) {
+        if (isDatabaseAway(cause)) throw cause;
+      }
       if (drive.abort.signal.aborted) {
         drive.abort = new AbortController();
         return;
@@ -286,15 +305,7 @@ export class Converger {
   async #recordEnd(container: InboxContainer, step: Extract<Step, { step: "recordEnd" }>, seen: Seen): Promise<void> {
     const { id } = container;
     const { exitCode, oomKilled } = step.end;
-    const reason = oomKilled
-      ? "oom_killed"
-      : seen.state === "exited"
-        ? exitCode === null
-          ? "monitor_lost"
-          : null
-        : this.#rebooted
-          ? "host_rebooted"
-          : "host_stopped";
+    const reason = endReason(container.status, seen, step.end, this.#rebooted);
     this.#stops.delete(id);
     this.#published.delete(id);
     const again = step.restartInMs !== null;
@@ -314,25 +325,26 @@ export class Converger {
       { exitCode, oomKilled, ...(reason === null ? {} : { reason }) },
     );
     this.#reach("converge.ended");
-    await this.#writePorts(container, { idle: container.ports.map((port) => port.id) });
   }
 
   async #erase(container: InboxContainer): Promise<void> {
     const { sandboxes, config, connection, host } = this.#services;
     const { id } = container;
-    await sandboxes.remove(id, container.slot);
+    const slot = container.slot ?? this.#unrecorded.get(id) ?? null;
+    await sandboxes.remove(id, slot);
     this.#reach("converge.removed");
     const log = logPath(config.dataDir, id);
     await rm(log.slice(0, log.lastIndexOf("/")), { recursive: true, force: true });
     this.#reach("converge.forgotten");
     this.#stops.delete(id);
     this.#published.delete(id);
+    this.#unrecorded.delete(id);
     clearTimeout(this.#timers.get(id));
     this.#timers.delete(id);
     await eraseContainer(connection.sql, { hostId: host.id, session: host.session }, container);
     this.#reach("converge.erased");
     // Only now may another container get the slot: its row is gone.
-    if (container.slot !== null) sandboxes.freeSlot(container.slot);
+    if (slot !== null) sandboxes.freeSlot(slot);
   }
 
   /** Ports and signals that wait, then the note that this wish is done. */
@@ -357,7 +369,8 @@ export class Converger {
       await sandboxes.unpublish(id, removing);
       await this.#writePorts(container, { active, gone: removing.map((port) => port.id), refused });
     } else {
-      await this.#writePorts(container, { gone: removing.map((port) => port.id) });
+      const idle = ports.filter((port) => port.status === "active");
+      await this.#writePorts(container, { idle: idle.map((p) => p.id), gone: removing.map((p) => p.id) });
     }
     const signals = seen.state === "running" ? 0 : container.signals.length;
     if (container.seenRev !== container.wantedRev || signals > 0) {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { ContainerStatus } from "../../src/core/container.ts";
-import { type ContainerView, nextStep, type Seen } from "../../src/core/converge.ts";
+import { type ContainerView, endReason, nextStep, type Seen } from "../../src/core/converge.ts";
 
 const view = (over: Partial<ContainerView>): ContainerView => ({
   wanted: "running",
@@ -102,5 +102,22 @@ describe("nextStep", () => {
               }
               expect(steps, `${wanted} ${status} ${seen.state} ${String(run)} ${policy}`).toBeLessThan(20);
             }
+  });
+});
+
+describe("endReason", () => {
+  const unknown = { exitCode: null, oomKilled: false };
+
+  it("says why only when the exit code does not", () => {
+    expect(endReason("running", exited, exited, false)).toBeNull();
+    expect(endReason("running", exited, { exitCode: 137, oomKilled: true }, false)).toBe("oom_killed");
+    expect(endReason("running", exited, unknown, false)).toBe("monitor_lost");
+    expect(endReason("running", absent, unknown, false)).toBe("host_stopped");
+    expect(endReason("stopping", absent, unknown, true)).toBe("host_rebooted");
+  });
+
+  it("does not blame the host for a start that a stop overtook", () => {
+    expect(endReason("starting", absent, unknown, false)).toBeNull();
+    expect(endReason("starting", leftover, unknown, true)).toBeNull();
   });
 });
