@@ -9,6 +9,7 @@ import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
 import { pull } from "./engine/jobs/pull.ts";
+import { push } from "./engine/jobs/push.ts";
 import { JobRunner } from "./engine/runner.ts";
 import type { Services } from "./engine/services.ts";
 import { collect } from "./engine/upkeep/collect.ts";
@@ -19,7 +20,7 @@ import { Sandboxes } from "./isolation/sandbox.ts";
 import { createLog, type Log } from "./log.ts";
 import { databaseReady, reportReady } from "./supervised.ts";
 
-/** How many builds and pulls one host does side by side. */
+/** How many builds, pulls and pushes one host does side by side. */
 const jobsAtOnce = 4;
 
 const everyMs = { heartbeat: 5_000, inbox: 2_000, collect: 10 * 60_000 };
@@ -82,7 +83,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
   wakeups.subscribe(topics.host(host.id), readInbox);
   readInbox();
 
-  const runner = new JobRunner(services, { build, pull }, jobsAtOnce);
+  const runner = new JobRunner(services, { build, pull, push }, jobsAtOnce);
   runner.start();
   const agent = await listenAgent(agentApp(services, agentKey(secretKey)), socket, `${config.dataDir}/blobs`);
 

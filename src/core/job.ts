@@ -24,6 +24,17 @@ export interface PullPayload {
   auth?: string;
 }
 
+/** What a push job is asked; `auth` as in a pull's, for the purpose `push:<job id>`. */
+export interface PushPayload {
+  /** What the client called the image. */
+  reference: string;
+  /** The image it meant then. */
+  digest: string;
+  /** Registry, repository and tag to put it under. */
+  destination: string;
+  auth?: string;
+}
+
 /** How an attempt at a job ended; `retry` puts it back into the queue. */
 export type JobOutcome =
   | { status: "succeeded"; result: Record<string, unknown> }

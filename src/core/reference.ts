@@ -71,6 +71,22 @@ export function hubReference(reference: ImageReference): ImageReference & { regi
   return { ...reference, registry: "docker.io", repository };
 }
 
+/** Where an image can be pushed to: a tag of a registry's repository. */
+export type PushDestination = ImageReference & { registry: string; tag: string };
+
+/** @throws BerthError `invalid_reference` when it names no registry, or a digest. */
+export function parsePushDestination(text: string): PushDestination {
+  const reference = parseReference(text);
+  const { registry, tag, digest } = reference;
+  if (registry === null || tag === null || digest !== null) {
+    throw new BerthError(
+      "invalid_reference",
+      `${JSON.stringify(text)} can't be pushed to: it must be REGISTRY/REPOSITORY:TAG, without a digest.`,
+    );
+  }
+  return { ...reference, registry, tag };
+}
+
 /** The name under which `tags.repository` keeps it: `web`, or `docker.io/library/debian`. */
 export function repositoryName(reference: ImageReference): string {
   return reference.registry === null ? reference.repository : `${reference.registry}/${reference.repository}`;

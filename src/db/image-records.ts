@@ -31,6 +31,16 @@ export async function findImage(
   return rows[0] ?? null;
 }
 
+/** The project's image of that digest; null: it has none such. */
+export async function imageByDigest(db: Db, projectId: string, digest: string): Promise<Image | null> {
+  const rows = await db
+    .select({ digest: images.digest, mediaType: images.mediaType, config: images.config, layers: images.layers })
+    .from(images)
+    .where(and(eq(images.projectId, projectId), eq(images.digest, digest)))
+    .limit(1);
+  return rows[0] ?? null;
+}
+
 /** Whether the project has any image under this repository name; then it never means a stranger's on Docker Hub. */
 export async function hasRepository(db: Db | Transaction, projectId: string, repository: string): Promise<boolean> {
   const rows = await db

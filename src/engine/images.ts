@@ -2,8 +2,9 @@ import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
 import { findImage, hasRepository, projectHasLayer, recordImage } from "../db/image-records.ts";
-import { type PullProgress, pullImage } from "../image/pull.ts";
+import { pullImage } from "../image/pull.ts";
 import type { RegistryAuth } from "../image/registry-auth.ts";
+import type { TransferCounts, TransferProgress } from "../image/transfer.ts";
 import type { Services } from "./services.ts";
 
 /** How to get an image. `signal` aborts the transfer. */
@@ -12,14 +13,7 @@ export interface ImageWish {
   platform?: string;
   auth?: RegistryAuth;
   signal: AbortSignal;
-  onProgress?: (progress: PullProgress) => void;
-}
-
-/** What a pull moved. */
-export interface PullCounts {
-  layersTransferred: number;
-  layersSkipped: number;
-  bytesTransferred: number;
+  onProgress?: (progress: TransferProgress) => void;
 }
 
 /**
@@ -60,7 +54,7 @@ export async function pullAndRecord(
   projectId: string,
   reference: ImageReference & { registry: string },
   wish: Omit<ImageWish, "pull">,
-): Promise<{ image: Image } & PullCounts> {
+): Promise<{ image: Image } & TransferCounts> {
   const { registry, blobs, layers, connection } = services;
   const pulled = await pullImage({
     reference,

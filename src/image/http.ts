@@ -1,14 +1,25 @@
 import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
-import { BerthError } from "../core/errors.ts";
+import { pipeline, type Readable } from "node:stream";
+import { BerthError, toBerthError } from "../core/errors.ts";
 import type { OutboundPolicy } from "./outbound.ts";
 
+/** What a request sends; `open` is called for each time that it is sent. */
+export interface HttpBody {
+  bytes: number;
+  open: () => Readable | Promise<Readable>;
+}
+
 export interface HttpRequest {
-  method: "GET" | "HEAD";
+  method: "GET" | "HEAD" | "POST" | "PUT";
   url: URL;
   headers: Readonly<Record<string, string>>;
+  body?: HttpBody;
   signal: AbortSignal;
 }
+
+/** A server that was sent much may first store and check it before it answers: it may be silent so many times longer. */
+const silenceAfterBody = 10;
 
 /**
  * Requests to hosts that a tenant may have named: the address is checked as it is connected to, and nothing is followed or
@@ -28,22 +39,33 @@ export class HttpClient {
 
   /**
    * Sends a request. Returns the response with its body unread; whoever gets it reads or destroys it.
-   * @throws BerthError `address_refused`; otherwise Node's network errors.
+   * @throws BerthError `address_refused`, or what the body's source failed with (`internal`); otherwise Node's network errors.
    */
-  async send({ method, url, headers, signal }: HttpRequest): Promise<IncomingMessage> {
+  async send({ method, url, headers, body, signal }: HttpRequest): Promise<IncomingMessage> {
     if (url.protocol !== "http:" && url.protocol !== "https:") {
       throw new BerthError("invalid_request", `Berth does not speak ${JSON.stringify(url.protocol)}.`);
     }
     const lookup = this.#policy.lookupFor(url);
     const [start, agent] = url.protocol === "https:" ? [httpsRequest, this.#https] : [httpRequest, this.#http];
+    const source = await body?.open();
+    const timeout = body === undefined ? this.#idleMs : this.#idleMs * silenceAfterBody;
+    const length = body === undefined ? {} : { "content-length": String(body.bytes) };
     return new Promise((resolve, reject) => {
-      const outgoing = start(url, { method, headers, agent, lookup, signal, timeout: this.#idleMs });
+      const outgoing = start(url, { method, headers: { ...headers, ...length }, agent, lookup, signal, timeout });
       outgoing.once("response", resolve);
-      outgoing.once("error", reject);
+      // A server may answer before it has read everything and then close: later errors say nothing new.
+      outgoing.on("error", reject);
       outgoing.once("timeout", () => {
-        outgoing.destroy(new Error(`no answer from ${url.host} for ${String(this.#idleMs)} ms`));
+        outgoing.destroy(new Error(`no answer from ${url.host} for ${String(timeout)} ms`));
       });
-      outgoing.end();
+      if (source === undefined) outgoing.end();
+      else {
+        // Ours, and not to be taken for the server's.
+        source.once("error", (error) => reject(toBerthError(error)));
+        pipeline(source, outgoing, (error) => {
+          if (error) reject(error);
+        });
+      }
     });
   }
 

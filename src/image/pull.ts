@@ -2,22 +2,14 @@ import { Readable } from "node:stream";
 import type { Image, Layer } from "../core/image.ts";
 import { formatReference, type ImageReference } from "../core/reference.ts";
 import type { BlobStore } from "./blobs.ts";
+import { inLanes } from "./lanes.ts";
 import type { LayerStore } from "./layers.ts";
 import { type ImageManifest, joinImage, parseConfig, parseManifest, selectManifest } from "./manifest.ts";
 import { hostPlatform, type Platform, parsePlatform } from "./platform.ts";
 import type { Registry } from "./registry.ts";
 import type { RegistryAuth } from "./registry-auth.ts";
 import type { FetchedManifest, Repository } from "./repository.ts";
-
-/** Layers that are transferred at the same time. */
-const parallel = 3;
-
-export interface PullProgress {
-  layersDone: number;
-  layersTotal: number;
-  bytesDone: number;
-  bytesTotal: number;
-}
+import type { TransferCounts, TransferProgress } from "./transfer.ts";
 
 export interface PullRequest {
   reference: ImageReference & { registry: string };
@@ -33,16 +25,13 @@ export interface PullRequest {
    * read the blob, so this should say yes only to what the project has already. Absent: every layer may be.
    */
   mayReuse?: (layer: Layer) => boolean | Promise<boolean>;
-  onProgress?: (progress: PullProgress) => void;
+  onProgress?: (progress: TransferProgress) => void;
 }
 
-export interface PulledImage {
+export interface PulledImage extends TransferCounts {
   image: Image;
   /** The image's manifest as JSON; its exact bytes are in the blob store under `image.digest`. */
   manifest: Record<string, unknown>;
-  layersTransferred: number;
-  layersSkipped: number;
-  bytesTransferred: number;
 }
 
 /**
@@ -85,20 +74,18 @@ async function pullLayers(
   request: PullRequest,
   repository: Repository,
   all: readonly Layer[],
-): Promise<Pick<PulledImage, "layersTransferred" | "layersSkipped" | "bytesTransferred">> {
+): Promise<TransferCounts> {
   const { layers, onProgress } = request;
   // An image may list a layer (such as the empty one) several times.
   const distinct = [...new Map(all.map((layer) => [`${layer.digest} ${layer.diffId}`, layer])).values()];
-  const progress: PullProgress = {
+  const progress: TransferProgress = {
     layersDone: 0,
     layersTotal: distinct.length,
     bytesDone: 0,
     bytesTotal: distinct.reduce((sum, layer) => sum + layer.sizeBytes, 0),
   };
   const counts = { layersTransferred: 0, layersSkipped: 0, bytesTransferred: 0 };
-  const failure = new AbortController();
-  const signal = AbortSignal.any([request.signal, failure.signal]);
-  const pullLayer = async (layer: Layer): Promise<void> => {
+  await inLanes(distinct, request.signal, async (layer, signal) => {
     const mayReuse = (await request.mayReuse?.(layer)) ?? true;
     if (mayReuse && (await layers.holds(layer))) {
       counts.layersSkipped++;
@@ -118,20 +105,6 @@ async function pullLayers(
     }
     progress.layersDone++;
     onProgress?.({ ...progress });
-  };
-  const queue = distinct[Symbol.iterator]();
-  const lane = async (): Promise<void> => {
-    for (const layer of queue) await pullLayer(layer);
-  };
-  const lanes = Array.from({ length: parallel }, () =>
-    lane().catch((error: unknown) => {
-      failure.abort(error);
-      throw error;
-    }),
-  );
-  // The others end too before this throws, so that nothing goes on behind the caller's back.
-  await Promise.allSettled(lanes);
-  request.signal.throwIfAborted();
-  if (failure.signal.aborted) throw failure.signal.reason;
+  });
   return counts;
 }

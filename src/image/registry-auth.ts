@@ -49,7 +49,7 @@ export function basicAuthorization({ username, password }: RegistryAuth): string
  * Where to get a bearer token for a challenge (distribution's token authentication), or why not. A realm is chosen by the
  * registry and gets the user's credentials, so it must be https; a plain-http registry's realm may also be that registry.
  */
-export function tokenUrl(challenge: Challenge, registry: URL, scope: string): URL | { refused: string } {
+export function tokenUrl(challenge: Challenge, registry: URL, ...scopes: readonly string[]): URL | { refused: string } {
   const realm = challenge.parameters.get("realm") ?? "";
   if (!URL.canParse(realm)) return { refused: "its token realm is not a URL" };
   const url = new URL(realm);
@@ -59,7 +59,8 @@ export function tokenUrl(challenge: Challenge, registry: URL, scope: string): UR
   url.password = "";
   const service = challenge.parameters.get("service");
   if (service !== undefined) url.searchParams.set("service", service);
-  url.searchParams.set("scope", scope);
+  url.searchParams.delete("scope");
+  for (const scope of scopes) url.searchParams.append("scope", scope);
   return url;
 }
 

@@ -2,7 +2,9 @@ import { BerthError } from "../core/errors.ts";
 import { formatReference, type ImageReference } from "../core/reference.ts";
 import { HttpClient } from "./http.ts";
 import { OutboundPolicy } from "./outbound.ts";
+import { PushTarget } from "./push-target.ts";
 import type { RegistryAuth } from "./registry-auth.ts";
+import { RegistrySession } from "./registry-session.ts";
 import { type FetchedManifest, Repository } from "./repository.ts";
 import { Retry, type RetryOptions } from "./retry.ts";
 
@@ -61,20 +63,49 @@ export class Registry {
     throw errors.find((error) => error.code !== "registry_unreachable") ?? errors[0] ?? new Error("no registry to ask");
   }
 
+  /**
+   * A repository to push to, never a mirror's. `sources` are repositories of the same registry that blobs may be mounted
+   * from: tokens are asked for with the right to read them.
+   */
+  target(
+    reference: ImageReference & { registry: string },
+    auth: RegistryAuth | null,
+    sources: readonly string[],
+  ): PushTarget {
+    const scopes = [
+      `repository:${reference.repository}:pull,push`,
+      ...sources.map((source) => `repository:${source}:pull`),
+    ];
+    return new PushTarget(this.#session(reference, this.#base(reference.registry), auth, scopes), this.#retry);
+  }
+
   close(): void {
     this.#http.close();
   }
 
   #repositories(reference: ImageReference & { registry: string }, auth: RegistryAuth | null): Repository[] {
-    const { registry, repository } = reference;
+    const scopes = [`repository:${reference.repository}:pull`];
+    // A mirror is another host: the registry's credentials are not for it.
+    const make = (base: URL, user: RegistryAuth | null): Repository =>
+      new Repository(this.#session(reference, base, user, scopes), this.#retry);
+    const mirror = this.#options.mirrors.get(reference.registry);
+    const own = make(this.#base(reference.registry), auth);
+    return mirror === undefined ? [own] : [make(new URL(mirror), null), own];
+  }
+
+  #session(
+    reference: ImageReference,
+    base: URL,
+    auth: RegistryAuth | null,
+    scopes: readonly string[],
+  ): RegistrySession {
     const name = formatReference(reference);
-    const make = (base: URL, own: boolean): Repository =>
-      // A mirror is another host: the registry's credentials are not for it.
-      new Repository({ base, path: repository, name, auth: own ? auth : null, http: this.#http, retry: this.#retry });
-    const mirror = this.#options.mirrors.get(registry);
+    return new RegistrySession({ base, path: reference.repository, name, auth, http: this.#http, scopes });
+  }
+
+  /** Where a registry itself is, whatever its mirrors. */
+  #base(registry: string): URL {
     const host = registry === "docker.io" ? "registry-1.docker.io" : registry;
-    const scheme = this.#options.insecure.has(registry) ? "http" : "https";
-    const own = make(new URL(`${scheme}://${host}`), true);
-    return mirror === undefined ? [own] : [make(new URL(mirror), false), own];
+    return new URL(`${this.#options.insecure.has(registry) ? "http" : "https"}://${host}`);
   }
 }

@@ -15,6 +15,7 @@ import { addDocs } from "./docs.ts";
 import { addEvents } from "./events.ts";
 import { addHealth } from "./health.ts";
 import { addHosts } from "./hosts.ts";
+import { addImageTransfers } from "./image-transfers.ts";
 import { addImages } from "./images.ts";
 import { addJobs } from "./jobs.ts";
 import { RequestMetrics } from "./metrics.ts";
@@ -98,6 +99,7 @@ export function createApp(services: Services): App {
   addBuilds(app, services);
   addBuildLogs(app, services);
   addImages(app, services);
+  addImageTransfers(app, services);
   addContainers(app, services);
   addContainerActions(app, services);
   addContainerStreams(app, services);

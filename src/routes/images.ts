@@ -1,9 +1,6 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
-import { newId } from "../core/ids.ts";
 import { projectReference } from "../core/image-choice.ts";
-import type { PullPayload } from "../core/job.ts";
-import { seal } from "../core/keys.ts";
 import {
   digestPattern,
   formatReference,
@@ -22,18 +19,15 @@ import {
   listImages,
   putTag,
 } from "../db/images.ts";
-import { findJob, insertJob } from "../db/jobs.ts";
 import { lock, type Sql, type Tx, transact } from "../db/scope.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
-import { checkOpenJobs, hasEnded, Job, jobView } from "./jobs.ts";
 import { body, json, operation } from "./operation.ts";
-import { labelFilter, listOf, listSchema, notFound, pageOf, pageQuery } from "./parameters.ts";
-import { preferHeader, settle } from "./waiting.ts";
+import { labelFilter, listOf, listSchema, pageOf, pageQuery } from "./parameters.ts";
 
 const tag = "Images";
 
-const Reference = z.string().min(1).max(512).openapi({ example: "web:1" });
+export const Reference = z.string().min(1).max(512).openapi({ example: "web:1" });
 const params = z.object({
   reference: Reference.openapi({
     param: { name: "reference", in: "path" },
@@ -82,37 +76,6 @@ const get = operation({
   request: { params },
   responses: { 200: json(Image, "The image") },
   errors: ["invalid_reference", "image_not_found"],
-});
-
-const pull = operation({
-  method: "post",
-  path: "/v1/images/pull",
-  operationId: "pullImage",
-  tag,
-  summary: "Pull an image from a registry",
-  description:
-    "A job; its `result` counts the layers and bytes that were transferred and those that were there already.",
-  request: {
-    headers: preferHeader.extend(idempotencyHeader.shape),
-    body: body(
-      z
-        .strictObject({
-          reference: Reference.openapi({ example: "debian:12" }),
-          platform: z
-            .string()
-            .regex(/^[a-z0-9]+\/[a-z0-9_]+(?:\/[a-z0-9.]+)?$/, "Must be OS/ARCHITECTURE")
-            .optional()
-            .openapi({ example: "linux/amd64" }),
-          auth: z
-            .strictObject({ username: z.string().min(1).max(1_024), password: z.string().min(1).max(65_536) })
-            .optional()
-            .openapi({ description: "For this pull only; kept encrypted until it has ended." }),
-        })
-        .openapi("ImagePull"),
-    ),
-  },
-  responses: { 200: json(Job, "It has ended"), 202: json(Job, "It is queued") },
-  errors: ["invalid_reference", "image_not_found", "quota_exceeded", "idempotency_key_reused"],
 });
 
 const putTagRoute = operation({
@@ -176,14 +139,14 @@ function imageView(row: ImageRow, reference: string | null): z.infer<typeof Imag
 }
 
 /** What a client calls an image: the digest, or the reference as the project means it. */
-interface Named {
+export interface NamedImage {
   digest: string;
   /** null: it was named by digest. */
   reference: ImageReference | null;
 }
 
 /** The project's image that is called so. @throws BerthError `invalid_reference`, `image_not_found` */
-async function resolve(sql: Sql, c: Request, text: string): Promise<Named> {
+export async function resolveImage(sql: Sql, c: Request, text: string): Promise<NamedImage> {
   if (digestPattern.test(text)) return { digest: text, reference: null };
   const asked = projectReference(text, c.var.project.name);
   const known = await knownImage(sql, c.var.scope, asked);
@@ -192,7 +155,7 @@ async function resolve(sql: Sql, c: Request, text: string): Promise<Named> {
   return { digest, reference: known.own ? asked : hubReference(asked) };
 }
 
-const noImage = (text: string) => new BerthError("image_not_found", `The project has no image ${text}.`);
+export const noImage = (text: string) => new BerthError("image_not_found", `The project has no image ${text}.`);
 
 /** A name that the project gives an image itself. @throws BerthError `invalid_reference` when it is not one. */
 export function ownName(text: string, projectName: string): ImageReference & { tag: string } {
@@ -226,46 +189,10 @@ export function addImages(app: App, services: Services): void {
 
   app.openapi(get, async (c) => {
     const { reference } = c.req.valid("param");
-    const named = await resolve(sql, c, reference);
+    const named = await resolveImage(sql, c, reference);
     const row = await findImage(sql, c.var.scope, named.digest);
     if (row === null) throw noImage(reference);
     return c.json(imageView(row, named.reference === null ? null : formatReference(named.reference)), 200);
-  });
-
-  app.openapi(pull, async (c) => {
-    const { scope, project } = c.var;
-    const asked = c.req.valid("json");
-    const reference = projectReference(asked.reference, project.name);
-    const made = await once(services, c, async (tx) => {
-      const known = await knownImage(tx, scope, reference);
-      if (known.own) {
-        const name = repositoryName(reference);
-        throw known.ownDigest === null
-          ? noImage(formatReference(reference))
-          : new BerthError("invalid_reference", `${name} is the project's own repository; there is nothing to pull.`);
-      }
-      await checkOpenJobs(tx, scope.projectId);
-      const id = newId("job");
-      const payload: PullPayload = {
-        reference: formatReference(hubReference(reference)),
-        ...(asked.platform === undefined ? {} : { platform: asked.platform }),
-        ...(asked.auth === undefined
-          ? {}
-          : { auth: seal(services.secretKey, `pull:${id}`, JSON.stringify(asked.auth)) }),
-      };
-      await insertJob(tx, { id, projectId: scope.projectId, kind: "pull", subjectId: null, payload: { ...payload } });
-      await appendEvent(tx, {
-        projectId: scope.projectId,
-        type: "pull.queued",
-        subjectId: id,
-        data: { reference: payload.reference },
-      });
-      return { id };
-    });
-    c.header("Location", `/v1/jobs/${made.id}`);
-    const row = await settle(services, c, made.id, () => findJob(sql, scope, made.id), hasEnded);
-    if (row === null) throw notFound("job");
-    return c.json(jobView(row), hasEnded(row) ? 200 : 202);
   });
 
   app.openapi(putTagRoute, async (c) => {
@@ -273,7 +200,7 @@ export function addImages(app: App, services: Services): void {
     const { source, target } = c.req.valid("json");
     const name = ownName(target, project.name);
     const view = await once(services, c, async (tx) => {
-      const { digest } = await resolve(tx, c, source);
+      const { digest } = await resolveImage(tx, c, source);
       if ((await findImage(tx, scope, digest)) === null) throw noImage(source);
       await putTag(tx, { projectId: scope.projectId, repository: name.repository, tag: name.tag, digest });
       await appendEvent(tx, {
@@ -295,7 +222,7 @@ export function addImages(app: App, services: Services): void {
     const done = await transact(sql, scope, async (tx) => {
       // Containers are created under this lock: none can choose the image while it goes.
       await lock(tx, `quota:${scope.projectId}`);
-      const named = await resolve(tx, c, text);
+      const named = await resolveImage(tx, c, text);
       const row = await findImage(tx, scope, named.digest);
       if (row === null) throw noImage(text);
       const last = named.reference === null || (await untag(tx, c, named.reference)) === 0;

@@ -14,6 +14,7 @@ export const permissions = {
   listImages: "viewer",
   getImage: "viewer",
   pullImage: "deployer",
+  pushImage: "deployer",
   tagImage: "deployer",
   deleteImage: "deployer",
 

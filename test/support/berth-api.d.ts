@@ -117,6 +117,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/images/tag": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Give an image another name */
+        post: operations["tagImage"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/images/pull": {
         parameters: {
             query?: never;
@@ -137,7 +154,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/images/tag": {
+    "/v1/images/push": {
         parameters: {
             query?: never;
             header?: never;
@@ -146,8 +163,11 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Give an image another name */
-        post: operations["tagImage"];
+        /**
+         * Publish an image to a registry
+         * @description A job; only what the registry lacks is sent. Its `result` counts the layers and bytes that were transferred and the layers that the registry had already, in this or another of its repositories.
+         */
+        post: operations["pushImage"];
         delete?: never;
         options?: never;
         head?: never;
@@ -885,6 +905,27 @@ export interface components {
                 [key: string]: unknown;
             }[];
         };
+        ImageTag: {
+            /** @example web:1 */
+            source: string;
+            /**
+             * @description A name of the project's own.
+             * @example web:stable
+             */
+            target: string;
+        };
+        /**
+         * @example {
+         *       "untagged": [
+         *         "web:1"
+         *       ],
+         *       "deleted": null
+         *     }
+         */
+        ImageDeletion: {
+            untagged: string[];
+            deleted: string | null;
+        };
         Job: {
             /** @example job_0q3xr5kkp8wmz2v9d1hc */
             id: string;
@@ -922,32 +963,25 @@ export interface components {
             reference: string;
             /** @example linux/amd64 */
             platform?: string;
-            /** @description For this pull only; kept encrypted until it has ended. */
+            /** @description For this transfer only; kept encrypted until it has ended. */
             auth?: {
                 username: string;
                 password: string;
             };
         };
-        ImageTag: {
+        ImagePush: {
             /** @example web:1 */
-            source: string;
+            reference: string;
             /**
-             * @description A name of the project's own.
-             * @example web:stable
+             * @description Registry, repository and tag; without it where the image was pulled from.
+             * @example registry.example.com/team/web:1
              */
-            target: string;
-        };
-        /**
-         * @example {
-         *       "untagged": [
-         *         "web:1"
-         *       ],
-         *       "deleted": null
-         *     }
-         */
-        ImageDeletion: {
-            untagged: string[];
-            deleted: string | null;
+            destination?: string;
+            /** @description For this transfer only; kept encrypted until it has ended. */
+            auth?: {
+                username: string;
+                password: string;
+            };
         };
         Container: {
             /** @example ctr_0q3xr5kkp8wmz2v9d1hc */
@@ -2307,6 +2341,123 @@ export interface operations {
             };
         };
     };
+    tagImage: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ImageTag"];
+            };
+        };
+        responses: {
+            /** @description The image by its new name */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Image"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `invalid_reference`: The image reference is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `image_not_found`: There is no such image */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unsupported_media_type`: The body's media type is not supported */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     pullImage: {
         parameters: {
             query?: never;
@@ -2435,10 +2586,12 @@ export interface operations {
             };
         };
     };
-    tagImage: {
+    pushImage: {
         parameters: {
             query?: never;
             header?: {
+                /** @description `wait=SECONDS` holds the answer until the resource has settled, at most 600 seconds. */
+                prefer?: string;
                 /** @description The same key with the same request gets the same answer, and nothing is done twice. */
                 "idempotency-key"?: string;
             };
@@ -2447,17 +2600,26 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["ImageTag"];
+                "application/json": components["schemas"]["ImagePush"];
             };
         };
         responses: {
-            /** @description The image by its new name */
-            201: {
+            /** @description It has ended */
+            200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Image"];
+                    "application/json": components["schemas"]["Job"];
+                };
+            };
+            /** @description It is queued */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Job"];
                 };
             };
             /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `invalid_reference`: The image reference is not valid */
@@ -2496,7 +2658,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            /** @description `quota_exceeded`: The project's quota does not allow this; `idempotency_key_reused`: The Idempotency-Key came with another request before */
             409: {
                 headers: {
                     [name: string]: unknown;

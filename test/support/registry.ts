@@ -4,12 +4,23 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createInterface, type Interface } from "node:readline";
+import type { Readable } from "node:stream";
 
 /** Debian's docker-registry on a free port of loopback, with its own directory. */
 export interface TestRegistry {
   /** `127.0.0.1:<port>`. */
   host: string;
+  /** Its access log so far: every request, in the order in which they were answered. */
+  requests: () => Promise<LoggedRequest[]>;
   stop: () => Promise<void>;
+}
+
+export interface LoggedRequest {
+  method: string;
+  /** Path and query. */
+  target: string;
+  status: number;
 }
 
 /** @param htpasswd Lines of a bcrypt htpasswd file; null: no user is asked for. */
@@ -20,24 +31,52 @@ export async function startRegistry(htpasswd: string | null = null): Promise<Tes
   if (htpasswd !== null) await writeFile(users, htpasswd);
   const config = {
     version: 0.1,
-    log: { level: "error", accesslog: { disabled: true } },
+    log: { level: "error", accesslog: { disabled: false } },
     storage: { filesystem: { rootdirectory: join(directory, "data") }, delete: { enabled: true } },
     http: { addr: `127.0.0.1:${String(port)}` },
     ...(htpasswd === null ? {} : { auth: { htpasswd: { realm: "berth-test", path: users } } }),
   };
   await writeFile(join(directory, "config.yml"), JSON.stringify(config));
-  const child = spawn("/usr/bin/docker-registry", ["serve", join(directory, "config.yml")], { stdio: "ignore" });
+  const child = spawn("/usr/bin/docker-registry", ["serve", join(directory, "config.yml")], {
+    stdio: ["ignore", "pipe", "ignore"],
+  });
+  const log = new AccessLog(child.stdout);
+  const base = `http://127.0.0.1:${String(port)}`;
   const stop = async (): Promise<void> => {
     await end(child);
     await rm(directory, { recursive: true, force: true });
   };
   try {
-    await answers(`http://127.0.0.1:${String(port)}/v2/`, child);
+    await answers(`${base}/v2/`, child);
   } catch (error) {
     await stop();
     throw error;
   }
-  return { host: `127.0.0.1:${String(port)}`, stop };
+  return { host: `127.0.0.1:${String(port)}`, requests: () => log.read(base), stop };
+}
+
+/** The access log that docker-registry writes to its stdout, in Apache's combined format. */
+class AccessLog {
+  readonly #lines: Interface;
+  readonly #requests: LoggedRequest[] = [];
+  #marks = 0;
+
+  constructor(stdout: Readable) {
+    this.#lines = createInterface({ input: stdout });
+    this.#lines.on("line", (line) => {
+      const [, method, target, status] = /"([A-Z]+) (\S+) HTTP\/1\.1" (\d{3}) /.exec(line) ?? [];
+      if (method === undefined || target === undefined) return;
+      this.#requests.push({ method, target, status: Number(status) });
+    });
+  }
+
+  /** A line may be written after its request was answered, so a request of ours has to have come through first. */
+  async read(base: string): Promise<LoggedRequest[]> {
+    const mark = `/v2/?mark=${String(++this.#marks)}`;
+    await (await fetch(`${base}${mark}`)).arrayBuffer();
+    while (!this.#requests.some(({ target }) => target === mark)) await once(this.#lines, "line");
+    return this.#requests.filter(({ target }) => !target.startsWith("/v2/?mark="));
+  }
 }
 
 export async function freePort(): Promise<number> {
