@@ -74,21 +74,27 @@ export async function insertJob(
 }
 
 /**
- * Asks for a job's end. A queued one is cancelled at once, its build with it; a running one by the worker that has it.
- * Null when the project has no such job.
+ * Asks for a job's end. A queued one is cancelled at once (`ended`), its build with it; a running one by the worker that
+ * has it. Null when the project has no such job.
  */
-export async function cancelJob(tx: Tx, projectId: string, id: string): Promise<JobStatus | null> {
-  const rows = await tx<{ status: JobStatus; ended: boolean }[]>`
+export async function cancelJob(
+  tx: Tx,
+  projectId: string,
+  id: string,
+): Promise<{ kind: JobKind; status: JobStatus; ended: boolean } | null> {
+  const rows = await tx<{ kind: JobKind; status: JobStatus; ended: boolean }[]>`
     update jobs set
       cancel_requested = cancel_requested or status in ('queued', 'running'),
       status = case when status = 'queued' then 'cancelled' else status end,
+      payload = case when status = 'queued' then payload - 'auth' else payload end,
       finished_at = case when status = 'queued' then now() else finished_at end
-    where project_id = ${projectId} and id = ${id} returning status, finished_at = now() as ended`;
+    where project_id = ${projectId} and id = ${id}
+    returning kind, status, coalesce(status = 'cancelled' and finished_at = now(), false) as ended`;
   const job = rows[0];
-  if (job?.ended === true && job.status === "cancelled") {
+  if (job?.ended === true) {
     await tx`update builds set status = 'cancelled', finished_at = now() where project_id = ${projectId} and job_id = ${id}`;
   }
-  return job?.status ?? null;
+  return job ?? null;
 }
 
 /** How many jobs of the project have not ended. */

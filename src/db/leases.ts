@@ -1,5 +1,5 @@
 import type { JobKind, JobOutcome } from "../core/job.ts";
-import type { Db } from "./connect.ts";
+import type { Db, Transaction } from "./connect.ts";
 import { and, eq, sql } from "./drizzle.ts";
 import { notify } from "./notify.ts";
 import { builds, events, jobs } from "./schema.ts";
@@ -77,8 +77,10 @@ export async function reportProgress(db: Db, job: ClaimedJob, progress: Record<s
  * The one function that ends an attempt: the job, its build, the event and the wake-ups in one transaction. False: the
  * lease is lost, nothing was written.
  */
-export async function settleJob(db: Db, job: ClaimedJob, outcome: JobOutcome): Promise<boolean> {
+export async function settleJob(db: Db, job: ClaimedJob, ended: JobOutcome): Promise<boolean> {
   return db.transaction(async (tx) => {
+    const outcome: JobOutcome =
+      ended.status === "retry" && (await cancelWasAsked(tx, job)) ? { status: "cancelled" } : ended;
     const retry = outcome.status === "retry";
     const error = outcome.status === "failed" || retry ? outcome.error : null;
     const settled = await tx
@@ -87,7 +89,8 @@ export async function settleJob(db: Db, job: ClaimedJob, outcome: JobOutcome): P
         status: retry ? "queued" : outcome.status,
         ...(retry
           ? { runAt: sql`now() + make_interval(secs => ${outcome.afterMs / 1000})` }
-          : { finishedAt: sql`now()` }),
+          : // What it logged in to a registry with has served its time.
+            { finishedAt: sql`now()`, payload: sql`${jobs.payload} - 'auth'` }),
         ...(outcome.status === "succeeded" ? { result: outcome.result } : {}),
         error,
         leaseUntil: null,
@@ -112,6 +115,12 @@ export async function settleJob(db: Db, job: ClaimedJob, outcome: JobOutcome): P
     await notify(tx, topics.resource(job.id), topics.resource(subjectId), topics.events(job.projectId), topics.jobs);
     return true;
   });
+}
+
+/** Whether the job is to end. Its row stays locked: who asks later finds it settled. */
+async function cancelWasAsked(tx: Transaction, job: ClaimedJob): Promise<boolean> {
+  const rows = await tx.select({ asked: jobs.cancelRequested }).from(jobs).where(eq(jobs.id, job.id)).for("update");
+  return rows[0]?.asked ?? false;
 }
 
 /** Running jobs whose lease has run out, taken over by this host so that they can be settled (`epoch` is the new one). */

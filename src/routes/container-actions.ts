@@ -175,7 +175,8 @@ export function addContainerActions(app: App, services: Services): void {
       c.req.valid("param").id,
       "container.kill_requested",
       async (tx, container) => {
-        if (container.status !== "running" && container.status !== "paused") {
+        // Also one that is stopping: who does not want to wait for its patience to end kills it.
+        if (!["running", "paused", "stopping"].includes(container.status)) {
           throw new BerthError(
             "invalid_state",
             `The container is ${container.status}, so there is no process to signal.`,

@@ -173,12 +173,14 @@ export function addContainers(app: App, services: Services): void {
     const { scope } = c.var;
     const { force } = c.req.valid("query");
     const before = await requireContainer(services, c, c.req.valid("param").id);
-    if (!force && ["starting", "running", "restarting", "paused", "stopping"].includes(before.status)) {
-      throw new BerthError("invalid_state", `The container is ${before.status}; stop it first, or use force=true.`);
-    }
     await transact(sql, scope, async (tx) => {
       const found = await lockContainer(tx, scope.projectId, before.id);
       if (found === null || found.wanted === "removed") return;
+      // Read behind the lock: a start that came meanwhile counts.
+      const status = (await findContainer(tx, scope, found.id))?.status ?? found.status;
+      if (!force && ["starting", "running", "restarting", "paused", "stopping"].includes(status)) {
+        throw new BerthError("invalid_state", `The container is ${status}; stop it first, or use force=true.`);
+      }
       await want(tx, found.id, "removed", false);
       await appendEvent(tx, { projectId: scope.projectId, type: "container.removing", subjectId: found.id });
       await wake(tx, topics.host(found.hostId));

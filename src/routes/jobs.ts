@@ -89,10 +89,11 @@ export const hasEnded = (row: { status: JobStatus } | null) =>
 
 /** Asks for the end of a job, with its event and wake-ups. @throws BerthError `not_found` */
 export async function requestCancel(tx: Tx, projectId: string, jobId: string, subjectId: string): Promise<void> {
-  const status = await cancelJob(tx, projectId, jobId);
-  if (status === null) throw notFound("job");
+  const job = await cancelJob(tx, projectId, jobId);
+  if (job === null) throw notFound("job");
   await together([
-    appendEvent(tx, { projectId, type: "job.cancel_requested", subjectId: jobId, data: { status } }),
+    appendEvent(tx, { projectId, type: "job.cancel_requested", subjectId: jobId, data: { status: job.status } }),
+    ...(job.ended ? [appendEvent(tx, { projectId, type: `${job.kind}.cancelled`, subjectId })] : []),
     wake(tx, topics.jobs, topics.resource(jobId), topics.resource(subjectId)),
   ]);
 }

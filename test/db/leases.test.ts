@@ -100,6 +100,27 @@ describe("leases", () => {
     expect(await extendLeases(db, claimed)).toEqual(new Map([[id, { cancelRequested: true }]]));
   });
 
+  it("does not try again what is to end, whoever had it; credentials go with the job", async () => {
+    const id = await queue(await project());
+    await database.owner`update jobs set payload = '{"reference": "x", "auth": "sealed"}' where id = ${id}`;
+    const [claimed] = await claimJobs(db, hostId, 1);
+    if (claimed === undefined) throw new Error("not claimed");
+    const retry = { status: "retry", error: { code: "unavailable", message: "gone" }, afterMs: 0 } as const;
+    expect(await settleJob(db, claimed, retry)).toBe(true);
+    const payload = async () =>
+      (await database.owner`select payload from jobs where id = ${id}`)[0]?.payload as unknown;
+    expect(await payload()).toEqual({ reference: "x", auth: "sealed" });
+    await claimJobs(db, hostId, 1);
+    await database.owner`
+      update jobs set cancel_requested = true, lease_until = now() - interval '1 second' where id = ${id}`;
+    const [taken] = await takeExpired(db, hostId);
+    if (taken === undefined) throw new Error("not taken over");
+    expect(await settleJob(db, taken, retry)).toBe(true);
+    expect(await status(id)).toMatchObject({ status: "cancelled", error: null });
+    expect(await payload()).toEqual({ reference: "x" });
+    await drain();
+  });
+
   it("fences an older session of the host", async () => {
     const first = await openHostSession(db, registration);
     const second = await openHostSession(db, { ...registration, bootId: "boot-2" });

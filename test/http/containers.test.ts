@@ -163,6 +163,8 @@ describe("changing", () => {
     const [row] = await api.database.owner<{ signals: number[] }[]>`select signals from containers where id = ${id}`;
     expect(row?.signals).toEqual([1]);
     expect(await post("/v1/containers/acts/stop")).toMatchObject({ status: 202, body: { status: "stopping" } });
+    await seen(id, { status: "stopping" });
+    expect(await post("/v1/containers/acts/kill")).toMatchObject({ status: 202, body: { status: "stopping" } });
     await seen(id, { status: "exited", exitCode: 0 });
     expect(await post("/v1/containers/acts/stop")).toMatchObject({ status: 200, body: { status: "exited" } });
     expect(await post("/v1/containers/acts/kill")).toMatchObject({ status: 409, body: { code: "invalid_state" } });
