@@ -1,12 +1,16 @@
+import type { GitSource } from "./git-source.ts";
 import type { Layer } from "./image.ts";
 
-/** A build as it was asked for; kept in `builds.request`. Secrets are never here. */
+/** An uploaded tar (plain, gzip or zstd) in the blob store. */
+export interface ArchiveSource {
+  kind: "archive";
+  digest: string;
+  sizeBytes: number;
+}
+
+/** A build as it was asked for, and what its git source was found to be; kept in `builds.request`. Secrets are never here. */
 export interface BuildRequest {
-  source: {
-    kind: "archive" /** Digest of the uploaded tar (plain, gzip or zstd) in the blob store. */;
-    digest: string;
-    sizeBytes: number;
-  };
+  source: ArchiveSource | GitSource;
   /** Path of the Dockerfile within the context. */
   dockerfile: string;
   target?: string;

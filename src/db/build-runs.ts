@@ -1,4 +1,5 @@
 import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
+import type { GitSource } from "../core/git-source.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
 import { eq, sql } from "./drizzle.ts";
@@ -27,6 +28,14 @@ export async function beginBuild(
     .from(builds)
     .where(eq(builds.jobId, job.id));
   return rows[0] ?? null;
+}
+
+/** Shows what a build's git source was found to be. False: the lease is lost. */
+export async function recordFetched(db: Db, job: ClaimedJob, buildId: string, source: GitSource): Promise<boolean> {
+  const rows = await db.execute(sql`
+    update builds set request = jsonb_set(request, '{source}', ${JSON.stringify(source)}::jsonb)
+    where id = ${buildId} and ${held(job)} returning 1`);
+  return rows.length > 0;
 }
 
 export interface LogRow {

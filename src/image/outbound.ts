@@ -81,6 +81,21 @@ export class OutboundPolicy {
       });
     };
   }
+
+  /**
+   * The addresses of the URL's host that may be connected to: at least one.
+   * @throws BerthError `address_refused` when there is none; the resolver's error.
+   */
+  addressesOf(url: URL): Promise<string[]> {
+    const host = url.hostname.replace(/^\[|\]$/g, "");
+    const lookup = this.lookupFor(url);
+    return new Promise((settle, fail) => {
+      lookup(host, { all: true }, (error, found) => {
+        if (error !== null) fail(error);
+        else settle(Array.isArray(found) ? found.map(({ address }) => address) : [found]);
+      });
+    });
+  }
 }
 
 function refusal(host: string): BerthError {

@@ -7,6 +7,7 @@ import {
   keepCachedStep,
   type LogRow,
   recordBuiltImage,
+  recordFetched,
   reportBuild,
 } from "../../src/db/build-runs.ts";
 import type { Db } from "../../src/db/connect.ts";
@@ -14,6 +15,7 @@ import { drizzle } from "../../src/db/drizzle.ts";
 import { openHostSession } from "../../src/db/hosts-worker.ts";
 import { type ClaimedJob, claimJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
+import { neededBlobs } from "../../src/db/upkeep.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 let database: TestDatabase;
@@ -75,6 +77,16 @@ test("a build's log, steps and image are written by who holds its lease, and by 
   expect((await database.owner`select steps from builds where id = ${buildId}`)[0]).toEqual({ steps });
   // A later attempt goes on with the numbers.
   expect((await beginBuild(db, job))?.nextSeq).toBe(4);
+
+  const context = `sha256:${"4".repeat(64)}`;
+  const git = { url: "https://git.example/x.git", ref: null, subdirectory: null };
+  const source = { kind: "git" as const, ...git, commit: "5".repeat(40), digest: context, sizeBytes: 1024 };
+  expect(await recordFetched(db, stale, buildId, source)).toBe(false);
+  expect(await recordFetched(db, job, buildId, source)).toBe(true);
+  expect((await beginBuild(db, job))?.request).toEqual({ tags: ["web:1"], source });
+  // The tar is needed for as long as the build may read it.
+  await database.owner`update builds set status = 'running' where id = ${buildId}`;
+  expect(await neededBlobs(db)).toContain(context);
 
   const digest = `sha256:${"3".repeat(64)}`;
   const image = {

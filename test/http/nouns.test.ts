@@ -39,7 +39,7 @@ interface Build {
   jobId: string;
   status: string;
   tags: string[];
-  source: { digest: string; sizeBytes: number };
+  source: { digest: string | null; sizeBytes: number | null };
   args: Record<string, string>;
   labels: Record<string, string>;
 }
@@ -68,7 +68,7 @@ describe("builds", () => {
       digest: `sha256:${createHash("sha256").update("the tar").digest("hex")}`,
       sizeBytes: 7,
     });
-    expect(await api.services.blobs.size(body.source.digest)).toBe(7);
+    expect(await api.services.blobs.size(body.source.digest ?? "")).toBe(7);
     const [job] = await api.database.owner`select kind, status, subject_id from jobs where id = ${body.jobId}`;
     expect(job).toEqual({ kind: "build", status: "queued", subject_id: body.id });
     expect(
@@ -100,9 +100,54 @@ describe("builds", () => {
     expect(await upload(query, content)).toMatchObject({ status, body: { code } });
   });
 
-  test("git sources and other bodies say what is supported", async () => {
-    const git = await call("POST", "/v1/builds", { source: { git: { url: "https://example.org/x.git" } } });
-    expect(git).toMatchObject({ status: 501, body: { code: "not_supported" } });
+  test("a git source is checked, kept and shown; its commit is what the worker finds", async () => {
+    const git = { url: "https://Git.example:443/team/web.git", ref: "main", subdirectory: "./site/" };
+    const asked = { source: { git }, tags: ["site:git"], args: { A: "1" }, limits: { timeoutSeconds: 60 } };
+    const { status, body } = await call<Build>("POST", "/v1/builds", asked, { "idempotency-key": "git" });
+    expect(status).toBe(202);
+    const source = { kind: "git", url: "https://git.example/team/web.git", ref: "main", subdirectory: "site" };
+    expect(body).toMatchObject({ status: "queued", tags: ["site:git"], args: { A: "1" } });
+    expect(body.source).toEqual({ ...source, commit: null, digest: null, sizeBytes: null });
+    const [row] = await api.database.owner<{ request: object }[]>`select request from builds where id = ${body.id}`;
+    expect(row?.request).toMatchObject({
+      source,
+      dockerfile: "Dockerfile",
+      noCache: false,
+      limits: { cpus: 2, memory: 2 * 2 ** 30, timeoutSeconds: 60 },
+    });
+    expect((await call<Build>("POST", "/v1/builds", asked, { "idempotency-key": "git" })).body.id).toBe(body.id);
+    const other = await call("POST", "/v1/builds", { source: { git } }, { "idempotency-key": "git" });
+    expect(other).toMatchObject({ status: 409, body: { code: "idempotency_key_reused" } });
+  });
+
+  const url = "https://git.example/x.git";
+  test.each<[object, string]>([
+    [{}, "/source"],
+    [{ source: {} }, "/source/git"],
+    [{ source: { git: {} } }, "/source/git/url"],
+    [{ source: { git: { url: "ssh://git@git.example/x" } } }, "/source/git/url"],
+    [{ source: { git: { url: "git@git.example:x.git" } } }, "/source/git/url"],
+    [{ source: { git: { url: "file:///etc" } } }, "/source/git/url"],
+    [{ source: { git: { url: "ext::sh -c id" } } }, "/source/git/url"],
+    [{ source: { git: { url: "https://user:hunter2@git.example/x" } } }, "/source/git/url"],
+    [{ source: { git: { url, ref: "--upload-pack=id" } } }, "/source/git/ref"],
+    [{ source: { git: { url, ref: "a:b" } } }, "/source/git/ref"],
+    [{ source: { git: { url, subdirectory: "a/../.." } } }, "/source/git/subdirectory"],
+    [{ source: { git: { url, submodules: true } } }, "/source/git/submodules"],
+    [{ source: { git: { url } }, dockerfile: "/etc/passwd" }, "/dockerfile"],
+    [{ source: { git: { url } }, args: { "1": "x" } }, "/args/1"],
+    [{ source: { git: { url } }, secrets: {} }, "/secrets"],
+    [{ source: { git: { url } }, limits: { cpus: 0 } }, "/limits/cpus"],
+  ])("%o is 400, and the place is named", async (body, pointer) => {
+    const answer = await call("POST", "/v1/builds", body);
+    expect(answer).toMatchObject({ status: 400, body: { code: "invalid_request" } });
+    expect(answer.body.errors?.map((error) => error.pointer)).toContain(pointer);
+    expect(JSON.stringify(answer.body) + api.logged.join("")).not.toContain("hunter2");
+  });
+
+  test("options have one place, and other bodies say what is supported", async () => {
+    const both = await call("POST", "/v1/builds?tag=x:1", { source: { git: { url } } });
+    expect(both).toMatchObject({ status: 400, body: { errors: [{ pointer: "query/tag" }] } });
     const form = await upload("", "x", { "content-type": "application/x-www-form-urlencoded" });
     expect(form).toMatchObject({ status: 415 });
     expect(form.body.detail).toContain("application/x-tar");

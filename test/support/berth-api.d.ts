@@ -15,8 +15,8 @@ export interface paths {
         get: operations["listBuilds"];
         put?: never;
         /**
-         * Build an image from a tar of its context
-         * @description The body is the context as a tar, plain or compressed with gzip or zstd; the options are in the query. Answers at once; `Prefer: wait=60` holds the answer until the build has ended. A Dockerfile that is wrong makes a `failed` build whose `error` names the line. Git sources (a JSON body) are not supported yet.
+         * Build an image from a tar of its context, or from a git repository
+         * @description Either the body is the context as a tar, plain or compressed with gzip or zstd, and the options are in the query; or the body is JSON, with a git repository as the source. Answers at once; `Prefer: wait=60` holds the answer until the build has ended. A Dockerfile that is wrong makes a `failed` build whose `error` names the line. Of a repository one commit is fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, `ref_not_found`, `repository_denied`, `repository_unreachable`, `address_refused`.
          */
         post: operations["createBuild"];
         delete?: never;
@@ -759,6 +759,22 @@ export interface components {
                 kind: "archive";
                 digest: string;
                 sizeBytes: number;
+            } | {
+                /** @enum {string} */
+                kind: "git";
+                /** @example https://git.example/team/web.git */
+                url: string;
+                /** @description null: the default branch. */
+                ref: string | null;
+                subdirectory: string | null;
+                /**
+                 * @description What the ref was when it was fetched; null until then.
+                 * @example 5f3c1f0a4d2be0c6a4f7c3a9b1d0e8f7a6c5b4d3
+                 */
+                commit: string | null;
+                /** @description Of the tar that the commit became. */
+                digest: string | null;
+                sizeBytes: number | null;
             };
             /** @example Dockerfile */
             dockerfile: string;
@@ -828,16 +844,86 @@ export interface components {
                 [key: string]: string | number;
             };
         };
-        /** @description Not supported yet. */
         GitBuild: {
             source: {
                 git: {
+                    /**
+                     * @description An http or https URL without credentials.
+                     * @example https://git.example/team/web.git
+                     */
                     url: string;
-                } & {
-                    [key: string]: unknown;
+                    /**
+                     * @description Branch, tag or full commit id; by default the repository's default branch.
+                     * @example main
+                     */
+                    ref?: string;
+                    /**
+                     * @description Directory that is the context.
+                     * @example services/web
+                     */
+                    subdirectory?: string;
                 };
-            } & {
-                [key: string]: unknown;
+            };
+            /**
+             * @description Its path within the context.
+             * @default Dockerfile
+             */
+            dockerfile?: string;
+            target?: string;
+            /**
+             * @description Build arguments. The image's history shows them.
+             * @default {}
+             */
+            args?: {
+                [key: string]: string;
+            };
+            /**
+             * @description Names for the image.
+             * @default []
+             * @example [
+             *       "web:1"
+             *     ]
+             */
+            tags?: string[];
+            /**
+             * @description Labels of the image.
+             * @default {}
+             */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @example linux/amd64 */
+            platform?: string;
+            /**
+             * @description Run every step, also those that were run before.
+             * @default false
+             */
+            noCache?: boolean;
+            /**
+             * @description Ask the registry again for base images that are there.
+             * @default false
+             */
+            pull?: boolean;
+            /**
+             * @default {
+             *       "cpus": 2,
+             *       "memory": 2147483648,
+             *       "timeoutSeconds": 1800
+             *     }
+             */
+            limits?: {
+                /**
+                 * @description Cores.
+                 * @default 2
+                 */
+                cpus?: number;
+                /**
+                 * @description Bytes.
+                 * @default 2147483648
+                 */
+                memory?: number;
+                /** @default 1800 */
+                timeoutSeconds?: number;
             };
         };
         BuildList: {
@@ -1760,15 +1846,6 @@ export interface operations {
             };
             /** @description `internal`: Something went wrong inside Berth */
             500: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `not_supported`: Not supported yet */
-            501: {
                 headers: {
                     [name: string]: unknown;
                 };

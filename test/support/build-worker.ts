@@ -2,12 +2,14 @@ import { createInterface } from "node:readline";
 import { resolveIn } from "../../src/build/tree.ts";
 import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
+import type { GitSource } from "../../src/core/git-source.ts";
 import type { Image } from "../../src/core/image.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { RootView } from "../../src/engine/build/root-view.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
 import { FileBlobs } from "../../src/image/blobs.ts";
 import { LayerStore } from "../../src/image/layers.ts";
+import { OutboundPolicy } from "../../src/image/outbound.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import { createLog } from "../../src/log.ts";
 
@@ -19,6 +21,8 @@ export interface BuildOrder {
   request: Partial<BuildRequest>;
   /** The image is kept under this name for later FROMs. */
   tag: string;
+  /** Networks that git sources may be in. */
+  outboundAllow?: string[];
   /** Cancel when a log line has this text. */
   cancelAt?: string;
 }
@@ -26,6 +30,8 @@ export interface BuildOrder {
 export interface BuildAnswer {
   error: { code: string; message: string; facts: Record<string, string | number> } | null;
   image: Image | null;
+  /** What the git source was found to be. */
+  fetched: GitSource | null;
   steps: { instruction: string; status: string; cached: boolean }[];
   log: string[];
   /** Every entry of the image's root: path → `mode uid:gid` and, for links, the target. */
@@ -76,6 +82,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   }, 1);
   const started = performance.now();
   let image: Image | null = null;
+  let fetched: GitSource | null = null;
   let error: BuildAnswer["error"] = null;
   try {
     const built = await runBuild(
@@ -98,6 +105,11 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           return Promise.resolve(found);
         },
         withRoot,
+        outbound: new OutboundPolicy(order.outboundAllow ?? []),
+        fetched: (source) => {
+          fetched = source;
+          return Promise.resolve();
+        },
         scratch: `${dataDir}/worker/builds`,
       },
       report,
@@ -112,7 +124,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   const milliseconds = performance.now() - started;
   await report.flush();
   const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));
-  return { error, image, steps, log, files: image === null ? {} : await listFiles(image), milliseconds };
+  return { error, image, fetched, steps, log, files: image === null ? {} : await listFiles(image), milliseconds };
 }
 
 async function listFiles(image: Image): Promise<Record<string, string>> {

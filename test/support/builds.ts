@@ -17,7 +17,7 @@ export interface BuildWorker {
     tag: string,
     dockerfile: readonly string[],
     files?: Record<string, string | Buffer> | LayerEntry[],
-    more?: Pick<BuildOrder, "cancelAt"> & BuildOrder["request"],
+    more?: Pick<BuildOrder, "cancelAt" | "outboundAllow"> & BuildOrder["request"],
   ): Promise<BuildAnswer>;
   /** Names of what the instance has in the kernel and in its run directory besides what is prepared ahead. */
   leftovers(): string[];
@@ -38,7 +38,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "inherit"] });
   const answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   return {
-    async build(tag, dockerfile, files = {}, { cancelAt, ...request } = {}) {
+    async build(tag, dockerfile, files = {}, { cancelAt, outboundAllow, ...request } = {}) {
       const entries = Array.isArray(files)
         ? files
         : Object.entries(files).map(([path, content]) =>
@@ -48,7 +48,13 @@ export async function startBuildWorker(): Promise<BuildWorker> {
           );
       const all = [entry("Dockerfile", { content: `${dockerfile.join("\n")}\n` }), ...entries];
       const tar = (await collect(writeTar(all))).toString("base64");
-      const order: BuildOrder = { tar, request, tag, ...(cancelAt === undefined ? {} : { cancelAt }) };
+      const order: BuildOrder = {
+        tar,
+        request,
+        tag,
+        ...(outboundAllow === undefined ? {} : { outboundAllow }),
+        ...(cancelAt === undefined ? {} : { cancelAt }),
+      };
       child.stdin.write(`${JSON.stringify(order)}\n`);
       const answer = await answers.next();
       if (answer.done === true) throw new Error("the build worker has ended");

@@ -1,8 +1,10 @@
 import type { NeededImage } from "../../build/graph.ts";
 import type { StepResult } from "../../core/build-request.ts";
+import type { GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import type { LayerStore } from "../../image/layers.ts";
+import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { FileTree } from "./file-entry.ts";
 
@@ -22,6 +24,10 @@ export interface BuildMeans {
   image: (needed: NeededImage, signal: AbortSignal) => Promise<Image>;
   /** Runs `use` on the files of these layers (paths of images, lowest first), mounted read-only while it runs. */
   withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
+  /** Which addresses git sources may be at. */
+  outbound: OutboundPolicy;
+  /** Records what a git source was found to be. */
+  fetched: (source: GitSource) => Promise<void>;
   /** Directory for what lives as long as a build. */
   scratch: string;
 }

@@ -16,6 +16,7 @@ import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
 import { readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
+import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 import { runStages } from "./stage-runner.ts";
@@ -31,7 +32,7 @@ export interface BuiltImage {
 }
 
 /**
- * Runs a build from its uploaded context to the stored image. Steps that were done before are taken from the cache, so
+ * Runs a build from its context to the stored image. Steps that were done before are taken from the cache, so
  * that another attempt goes on where the last was cut off.
  * @throws BerthError, with `line` where one is to blame; the signal's reason when it aborts.
  */
@@ -42,8 +43,9 @@ export async function runBuild(
   report: BuildReport,
   signal: AbortSignal,
 ): Promise<BuiltImage> {
-  const upload = await means.blobs.open(request.source.digest);
-  const context = await readContext(upload, `${means.scratch}/context`);
+  const { source } = request;
+  const digest = source.kind === "archive" ? source.digest : await gitContext(source, means, report, signal);
+  const context = await readContext(await means.blobs.open(digest), `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();

@@ -3,7 +3,15 @@ import { mkdir, rm } from "node:fs/promises";
 import { formatPlatform } from "../../build/platform.ts";
 import { BerthError } from "../../core/errors.ts";
 import { parseReference } from "../../core/reference.ts";
-import { beginBuild, findCachedStep, keepCachedStep, recordBuiltImage, reportBuild } from "../../db/build-runs.ts";
+import {
+  beginBuild,
+  findCachedStep,
+  keepCachedStep,
+  recordBuiltImage,
+  recordFetched,
+  reportBuild,
+} from "../../db/build-runs.ts";
+import { OutboundPolicy } from "../../image/outbound.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
 import { RootView } from "../build/root-view.ts";
@@ -16,7 +24,7 @@ export function buildScratch(dataDir: string): string {
   return `${dataDir}/worker/builds`;
 }
 
-/** Builds an image from an uploaded context and tags it. */
+/** Builds an image from an uploaded context or a git repository and tags it. */
 export const build: JobHandler = async (job, services, signal) => {
   const { connection, config, blobs, layers, sandboxes } = services;
   const { db } = connection;
@@ -45,6 +53,10 @@ export const build: JobHandler = async (job, services, signal) => {
         signal: abort,
       }),
     withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
+    outbound: new OutboundPolicy(config.outboundAllow),
+    fetched: async (source) => {
+      if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
+    },
     scratch,
   };
   try {

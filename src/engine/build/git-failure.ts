@@ -1,0 +1,37 @@
+import { BerthError, type ErrorCode } from "../../core/errors.ts";
+
+/** What git says (LC_ALL=C), and what that means to whoever asked for the build. */
+const meanings: readonly (readonly [pattern: RegExp, code: ErrorCode, what: (ref: string | null) => string])[] = [
+  [
+    /could not read (?:Username|Password)|Authentication failed|returned error: 40[13]\b/,
+    "repository_denied",
+    () => "does not exist, or asks for credentials",
+  ],
+  [
+    /couldn't find remote ref|not our ref|unadvertised object/,
+    "ref_not_found",
+    (ref) => (ref === null ? "has no default branch" : `has no branch, tag or commit ${JSON.stringify(ref)}`),
+  ],
+  [
+    /returned error: 30\d\b/,
+    "repository_not_found",
+    () => "is elsewhere: its server answers with a redirect, so give the URL that it leads to",
+  ],
+  [
+    /repository '[^']*' not found|not valid: is this a git repository|returned error: 4\d\d\b/,
+    "repository_not_found",
+    () => "does not exist",
+  ],
+  [/died of signal 25|File too large/, "invalid_context", () => "is too large"],
+];
+
+/** The error for a fetch that failed. git's own words, which hold what the server sent, are its cause only. */
+export function fetchFailure(url: string, ref: string | null, stderr: string): BerthError {
+  const repository = `The git repository ${JSON.stringify(url)}`;
+  const cause = new Error(stderr.trim());
+  for (const [pattern, code, what] of meanings) {
+    if (pattern.test(stderr)) return new BerthError(code, `${repository} ${what(ref)}.`, { cause });
+  }
+  // The rest is about connections, certificates and time-outs.
+  return new BerthError("repository_unreachable", `${repository} can't be reached.`, { cause });
+}

@@ -1,0 +1,254 @@
+import { z } from "@hono/zod-openapi";
+import type { BuildRequest } from "../core/build-request.ts";
+import { BerthError } from "../core/errors.ts";
+import { parseGitRef, parseGitUrl, parseSubdirectory } from "../core/git-source.ts";
+import { jobStatuses } from "../core/job.ts";
+import type { BuildRow } from "../db/builds.ts";
+import { ShownError } from "./jobs.ts";
+import { count, flag, repeated } from "./parameters.ts";
+import { invalidRequest } from "./problem.ts";
+
+const gib = 2 ** 30;
+
+/** The media types of an uploaded context. How it is compressed is read from its bytes, not from here. */
+const archiveTypes = [
+  "application/x-tar",
+  "application/tar",
+  "application/gzip",
+  "application/x-gzip",
+  "application/tar+gzip",
+  "application/zstd",
+  "application/octet-stream",
+] as const;
+type ArchiveBodies = Record<(typeof archiveTypes)[number], { schema: z.ZodString }>;
+export const archiveBodies = Object.fromEntries(
+  archiveTypes.map((type) => [type, { schema: z.string().openapi({ format: "binary" }) }]),
+) as ArchiveBodies;
+
+export const Build = z
+  .object({
+    id: z.string().openapi({ example: "bld_0q3xr5kkp8wmz2v9d1hc" }),
+    jobId: z.string().openapi({ example: "job_0q3xr5kkp8wmz2v9d1hc" }),
+    status: z.enum(jobStatuses),
+    tags: z.array(z.string()).openapi({ example: ["web:1"] }),
+    image: z.object({ digest: z.string() }).nullable(),
+    source: z.discriminatedUnion("kind", [
+      z.object({ kind: z.literal("archive"), digest: z.string(), sizeBytes: z.int() }),
+      z.object({
+        kind: z.literal("git"),
+        url: z.string().openapi({ example: "https://git.example/team/web.git" }),
+        ref: z.string().nullable().openapi({ description: "null: the default branch." }),
+        subdirectory: z.string().nullable(),
+        commit: z.string().nullable().openapi({
+          description: "What the ref was when it was fetched; null until then.",
+          example: "5f3c1f0a4d2be0c6a4f7c3a9b1d0e8f7a6c5b4d3",
+        }),
+        digest: z.string().nullable().openapi({ description: "Of the tar that the commit became." }),
+        sizeBytes: z.int().nullable(),
+      }),
+    ]),
+    dockerfile: z.string().openapi({ example: "Dockerfile" }),
+    target: z.string().nullable(),
+    args: z.record(z.string(), z.string()),
+    labels: z.record(z.string(), z.string()),
+    steps: z.array(
+      z
+        .object({
+          index: z.int(),
+          stage: z.string(),
+          instruction: z.string().openapi({ example: "RUN make" }),
+          line: z.int(),
+          status: z.enum(["pending", "running", "succeeded", "failed", "cancelled"]),
+          cached: z.boolean(),
+          durationMs: z.int().nullable(),
+        })
+        .openapi("BuildStep"),
+    ),
+    error: ShownError.nullable(),
+    createdAt: z.iso.datetime(),
+    startedAt: z.iso.datetime().nullable(),
+    finishedAt: z.iso.datetime().nullable(),
+  })
+  .openapi("Build");
+
+/** A path within the context. */
+const innerPath = z
+  .string()
+  .min(1)
+  .max(4_096)
+  .refine((path) => !path.startsWith("/") && !path.split("/").includes(".."), "Must be a path within the context");
+
+/** `NAME=VALUE`, several times, as an object. */
+const pairs = (name: RegExp, what: string, description: string) =>
+  repeated(
+    z
+      .string()
+      .max(65_536)
+      .refine((text) => name.test(text.split("=", 1)[0] ?? "") && text.includes("="), `Must be ${what}=VALUE`),
+  )
+    .transform((texts) =>
+      Object.fromEntries(texts.map((text) => [text.slice(0, text.indexOf("=")), text.slice(text.indexOf("=") + 1)])),
+    )
+    .openapi({ type: "array", items: { type: "string" }, description });
+
+const stage = z
+  .string()
+  .regex(/^[\w.-]{1,128}$/, "Must be a stage's name or number")
+  .optional();
+const imageName = z.string().min(1).max(512);
+const argumentName = /^[A-Za-z_]\w{0,254}$/;
+const labelKey = /^[\w./-]{1,255}$/;
+const platform = z
+  .string()
+  .regex(/^[a-z0-9]+\/[a-z0-9_]+(?:\/[a-z0-9.]+)?$/, "Must be OS/ARCHITECTURE")
+  .optional()
+  .openapi({ example: "linux/amd64" });
+const dockerfile = innerPath.default("Dockerfile").openapi({ description: "Its path within the context." });
+
+const said = {
+  tags: "Names for the image.",
+  noCache: "Run every step, also those that were run before.",
+  pull: "Ask the registry again for base images that are there.",
+};
+const bounds = { cpus: [0.01, 512], memory: [16 * 2 ** 20, 4_096 * gib], timeoutSeconds: [1, 86_400] } as const;
+const usual = { cpus: 2, memory: 2 * gib, timeoutSeconds: 1_800 };
+
+/** The options of an upload, in the query. */
+export const ArchiveOptions = z.strictObject({
+  tag: repeated(imageName).openapi({
+    type: "array",
+    items: { type: "string" },
+    description: said.tags,
+    example: ["web:1"],
+  }),
+  dockerfile,
+  target: stage,
+  arg: pairs(argumentName, "NAME", "Build arguments, `NAME=VALUE`. The image's history shows them."),
+  label: pairs(labelKey, "KEY", "Labels of the image, `KEY=VALUE`."),
+  platform,
+  noCache: flag(false).openapi({ description: said.noCache }),
+  pull: flag(false).openapi({ description: said.pull }),
+  cpus: z.coerce
+    .number()
+    .min(bounds.cpus[0])
+    .max(bounds.cpus[1])
+    .default(usual.cpus)
+    .openapi({ type: "number", description: "Cores." }),
+  memory: count(...bounds.memory)
+    .optional()
+    .openapi({ type: "integer", default: usual.memory, description: "Bytes." }),
+  timeoutSeconds: count(...bounds.timeoutSeconds)
+    .optional()
+    .openapi({ type: "integer", default: usual.timeoutSeconds }),
+});
+
+/** Text that a parser of core takes; what it refuses is said at the field. */
+const parsed = <T>(parse: (text: string) => T) =>
+  z.string().transform((text, context): T => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (!(error instanceof BerthError)) throw error;
+      context.addIssue({ code: "custom", message: error.message });
+      return z.NEVER;
+    }
+  });
+
+const values = (name: RegExp, rule: string, maxLength: number) =>
+  z
+    .record(z.string().regex(name, rule), z.string().max(maxLength))
+    .refine((record) => Object.keys(record).length <= 100, "At most 100")
+    .default({});
+
+const within = <S extends z.ZodNumber>(number: S, [min, max]: readonly [number, number]) => number.min(min).max(max);
+
+/** A build of a git repository: the source and all options. */
+export const GitBuild = z
+  .strictObject({
+    source: z.strictObject({
+      git: z.strictObject({
+        url: parsed(parseGitUrl).openapi({
+          type: "string",
+          description: "An http or https URL without credentials.",
+          example: "https://git.example/team/web.git",
+        }),
+        ref: parsed(parseGitRef).optional().openapi({
+          type: "string",
+          description: "Branch, tag or full commit id; by default the repository's default branch.",
+          example: "main",
+        }),
+        subdirectory: parsed(parseSubdirectory)
+          .optional()
+          .openapi({ type: "string", description: "Directory that is the context.", example: "services/web" }),
+      }),
+    }),
+    dockerfile,
+    target: stage,
+    args: values(argumentName, "Must be an argument's name", 65_536).openapi({
+      description: "Build arguments. The image's history shows them.",
+    }),
+    tags: z
+      .array(imageName)
+      .max(100)
+      .default([])
+      .openapi({ description: said.tags, example: ["web:1"] }),
+    labels: values(labelKey, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`", 65_536).openapi({
+      description: "Labels of the image.",
+    }),
+    platform,
+    noCache: z.boolean().default(false).openapi({ description: said.noCache }),
+    pull: z.boolean().default(false).openapi({ description: said.pull }),
+    limits: z
+      .strictObject({
+        cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),
+        memory: within(z.int(), bounds.memory).default(usual.memory).openapi({ description: "Bytes." }),
+        timeoutSeconds: within(z.int(), bounds.timeoutSeconds).default(usual.timeoutSeconds),
+      })
+      .default(usual),
+  })
+  .openapi("GitBuild");
+
+/** What an upload's query asks for; the source is its body. */
+export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<BuildRequest, "source"> {
+  const { tag, arg, label, target, platform, cpus, memory, timeoutSeconds, ...rest } = query;
+  return {
+    ...rest,
+    ...given({ target, platform }),
+    tags: tag,
+    args: arg,
+    labels: label,
+    limits: { cpus, memory: memory ?? usual.memory, timeoutSeconds: timeoutSeconds ?? usual.timeoutSeconds },
+  };
+}
+
+/** What a body asks for. @throws BerthError `invalid_request` when the query has options too. */
+export function gitRequest(body: z.infer<typeof GitBuild>, query: Record<string, string>): BuildRequest {
+  const [name] = Object.keys(query);
+  if (name !== undefined) {
+    throw invalidRequest([{ pointer: `query/${name}`, detail: "With a JSON body the options are in the body." }]);
+  }
+  const { source, target, platform, ...rest } = body;
+  const { url, ref = null, subdirectory = null } = source.git;
+  const unknown = { commit: null, digest: null, sizeBytes: null };
+  return { ...rest, ...given({ target, platform }), source: { kind: "git", url, ref, subdirectory, ...unknown } };
+}
+
+/** The fields that have a value. */
+function given(options: { target: string | undefined; platform: string | undefined }) {
+  const { target, platform } = options;
+  return { ...(target === undefined ? {} : { target }), ...(platform === undefined ? {} : { platform }) };
+}
+
+/** A build as clients see it. */
+export function buildView(row: BuildRow): z.infer<typeof Build> {
+  const { request, imageDigest, ...rest } = row;
+  return {
+    ...rest,
+    image: imageDigest === null ? null : { digest: imageDigest },
+    source: request.source,
+    dockerfile: request.dockerfile,
+    target: request.target ?? null,
+    args: request.args,
+    labels: request.labels,
+  };
+}

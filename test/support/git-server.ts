@@ -1,0 +1,114 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+
+/**
+ * `git http-backend` on a loopback port, with the repository `/site.git`. Besides it: `/denied.git` asks for credentials,
+ * `/moved.git` redirects to it, `/hang.git` never answers.
+ */
+export interface GitServer {
+  port: number;
+  /** Paths that were asked for. */
+  requests: string[];
+  /** Resolves when `/hang.git` is asked. */
+  hanging: Promise<void>;
+  /** Commits on `branch`; a null content is a link to `site`. Returns the commit's id. */
+  commit(branch: string, files: Record<string, string | null>): string;
+  git(...args: string[]): string;
+  close(): Promise<void>;
+}
+
+export async function startGitServer(): Promise<GitServer> {
+  const directory = mkdtempSync(join(tmpdir(), "berth-git-test-"));
+  const work = join(directory, "work");
+  const env = {
+    PATH: process.env.PATH,
+    HOME: directory,
+    GIT_CONFIG_NOSYSTEM: "1",
+    GIT_AUTHOR_NAME: "test",
+    GIT_AUTHOR_EMAIL: "test@example.org",
+    GIT_COMMITTER_NAME: "test",
+    GIT_COMMITTER_EMAIL: "test@example.org",
+    GIT_AUTHOR_DATE: "@1700000000 +0000",
+    GIT_COMMITTER_DATE: "@1700000000 +0000",
+  };
+  const git = (...args: string[]) => execFileSync("git", ["-C", work, ...args], { env, encoding: "utf8" }).trim();
+  execFileSync("git", ["init", "--quiet", "--initial-branch=main", work], { env });
+  execFileSync("git", ["init", "--quiet", "--bare", "--initial-branch=main", join(directory, "site.git")], { env });
+
+  const requests: string[] = [];
+  const { promise: hanging, resolve: hangs } = Promise.withResolvers<void>();
+  const server = createServer((request, response) => {
+    const path = request.url ?? "/";
+    requests.push(path);
+    if (path.startsWith("/hang.git")) return hangs();
+    if (path.startsWith("/denied.git")) response.writeHead(401, { "www-authenticate": 'Basic realm="x"' }).end();
+    else if (path.startsWith("/moved.git")) response.writeHead(302, { location: path.replace("moved", "site") }).end();
+    else backend(directory, request, response);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    port: (server.address() as AddressInfo).port,
+    requests,
+    hanging,
+    git,
+    commit(branch, files) {
+      git("checkout", "--quiet", "-B", branch);
+      for (const [path, content] of Object.entries(files)) {
+        mkdirSync(dirname(join(work, path)), { recursive: true });
+        if (content === null) symlinkSync("site", join(work, path));
+        else writeFileSync(join(work, path), content, { mode: path.endsWith(".sh") ? 0o755 : 0o644 });
+      }
+      git("add", "--all");
+      git("commit", "--quiet", "--allow-empty", "-m", "change");
+      git("push", "--quiet", "--mirror", join(directory, "site.git"));
+      return git("rev-parse", "HEAD");
+    },
+    async close() {
+      server.closeAllConnections();
+      server.close();
+      await once(server, "close");
+      rmSync(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+/** One request as CGI (RFC 3875). */
+function backend(root: string, request: IncomingMessage, response: ServerResponse): void {
+  const url = new URL(request.url ?? "/", "http://server");
+  const child = spawn("git", ["http-backend"], {
+    env: {
+      PATH: process.env.PATH,
+      HOME: root,
+      GIT_CONFIG_NOSYSTEM: "1",
+      GIT_PROJECT_ROOT: root,
+      GIT_HTTP_EXPORT_ALL: "1",
+      REQUEST_METHOD: request.method ?? "GET",
+      PATH_INFO: url.pathname,
+      QUERY_STRING: url.search.slice(1),
+      CONTENT_TYPE: request.headers["content-type"] ?? "",
+      HTTP_CONTENT_ENCODING: request.headers["content-encoding"] ?? "",
+      GIT_PROTOCOL: String(request.headers["git-protocol"] ?? ""),
+    },
+    stdio: ["pipe", "pipe", "ignore"],
+  });
+  child.stdin.on("error", () => undefined);
+  request.pipe(child.stdin);
+  const parts: Buffer[] = [];
+  child.stdout.on("data", (part: Buffer) => parts.push(part));
+  child.on("close", () => {
+    const all = Buffer.concat(parts);
+    const end = all.indexOf("\r\n\r\n");
+    for (const line of all.toString("latin1", 0, end).split("\r\n")) {
+      const [name = "", value = ""] = line.split(": ");
+      if (name === "Status") response.statusCode = Number.parseInt(value, 10);
+      else response.setHeader(name, value);
+    }
+    response.end(all.subarray(end + 4));
+  });
+}
