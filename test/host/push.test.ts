@@ -216,11 +216,26 @@ describe("a push job", () => {
     });
   });
 
-  test("with wrong credentials it fails with words that do not repeat them", async () => {
+  test("an image that was pulled goes to another repository of its registry without a byte", async () => {
+    const other = await host.api.project("other");
+    const image = `${registry.host}/team/web:1`;
+    const auth = { username: "ada", password: "secret" };
+    const ask = async (path: string, body: object): Promise<Job> =>
+      (await host.ask<Job>("POST", path, { reference: image, auth, ...body }, { prefer: "wait=60" }, other)).body;
+    expect(await ask("/v1/images/pull", {})).toMatchObject({ status: "succeeded" });
+    expect(await ask("/v1/images/push", { destination: `${registry.host}/other/web:1` })).toMatchObject({
+      status: "succeeded",
+      result: { layersTransferred: 0, layersSkipped: 2, bytesTransferred: 0 },
+    });
+  });
+
+  test("with wrong credentials it fails with words that do not repeat them, and keeps none", async () => {
     await build("web:3", "three\n");
     const job = await push("web:3", "team/web:3", "hunter2");
     expect(job).toMatchObject({ status: "failed", error: { code: "registry_denied" } });
     expect(job.error?.message).toContain("password is wrong");
     expect(JSON.stringify(job)).not.toContain("hunter2");
+    const rows = await host.api.database.owner`select payload from jobs where id = ${job.id} and not payload ? 'auth'`;
+    expect(rows).toHaveLength(1);
   });
 });

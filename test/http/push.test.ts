@@ -28,18 +28,20 @@ afterAll(() => api.close());
 describe("pushes", () => {
   const destination = "registry.example:5000/team/app:2";
   const push = (body: object) => call<Problem & { id: string; kind: string }>("POST", "/v1/images/push", body);
-  test("are jobs that mean the image as it is now, with credentials kept sealed", async () => {
+  test("are jobs that mean the image as it is now, with credentials kept sealed until they have ended", async () => {
     const auth = { username: "u", password: "hunter2" };
     const { status, body } = await push({ reference: "acme/app:1", destination, auth });
     expect(status).toBe(202);
     expect(body).toMatchObject({ kind: "push", status: "queued" });
-    const [job] = await api.database.owner<
-      { payload: { auth?: string } }[]
-    >`select payload from jobs where id = ${body.id}`;
-    const kept = job?.payload;
+    const payload = async () =>
+      (await api.database.owner<{ payload: { auth?: string } }[]>`select payload from jobs where id = ${body.id}`)[0]
+        ?.payload;
+    const kept = await payload();
     expect(kept).toMatchObject({ reference: "app:1", digest: digest("c"), destination });
     expect(JSON.parse(open(api.services.secretKey, `push:${body.id}`, kept?.auth ?? ""))).toEqual(auth);
     expect(JSON.stringify([kept, body]) + api.logged.join("")).not.toContain("hunter2");
+    expect((await call("POST", `/v1/jobs/${body.id}/cancel`)).status).toBe(200);
+    expect(await payload()).toEqual({ reference: "app:1", digest: digest("c"), destination });
   });
 
   test("go where the image came from unless told", async () => {
