@@ -4,6 +4,7 @@ import { Readable } from "node:stream";
 import { createAdaptorServer } from "@hono/node-server";
 import { Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
+import { HTTPException } from "hono/http-exception";
 import { z } from "zod";
 import { BerthError, toBerthError } from "../core/errors.ts";
 import { sameSecret } from "../core/keys.ts";
@@ -32,6 +33,19 @@ const execBody = z.strictObject({
   timeoutSeconds: z.number().positive().max(3600).default(60),
 });
 
+/** More than the API takes of its clients: it adds what they left out. */
+const maxBodyBytes = 2 * 1024 * 1024;
+
+/** What is wrong with a request of the API's is an answer too, not an accident of the host's. */
+function requestError(thrown: unknown): BerthError {
+  if (thrown instanceof z.ZodError) return new BerthError("invalid_request", z.prettifyError(thrown));
+  if (thrown instanceof SyntaxError) return new BerthError("invalid_json", "The body is not valid JSON.");
+  if (thrown instanceof HTTPException && thrown.status === 413) {
+    return new BerthError("body_too_large", `A request has at most ${String(maxBodyBytes)} bytes.`);
+  }
+  return toBerthError(thrown);
+}
+
 /**
  * The worker's internal listener: only byte streams that can't be rows. The API has checked who may ask; here the key
  * is checked, and that the container is this host's. Errors are `{ code, detail }` with the code's status.
@@ -45,7 +59,7 @@ export function agentApp(services: Services, key: string): Hono {
     await next();
   });
   app.onError((thrown, c) => {
-    const error = toBerthError(thrown);
+    const error = requestError(thrown);
     if (error.code === "internal") services.log.error({ err: thrown }, "an agent request failed");
     return c.json({ code: error.code, detail: error.message }, error.status as 400);
   });
@@ -82,7 +96,7 @@ export function agentApp(services: Services, key: string): Hono {
     });
   });
 
-  app.post("/containers/:id/exec", bodyLimit({ maxSize: 1024 * 1024 }), async (c) => {
+  app.post("/containers/:id/exec", bodyLimit({ maxSize: maxBodyBytes }), async (c) => {
     const row = await container(c.req.param("id"));
     const request = execBody.parse(await c.req.json());
     if (sandboxes.probe(row.id).state !== "running") {

@@ -32,8 +32,8 @@ export function jsonBody(required: boolean, others: readonly string[]): Middlewa
       const text = await c.req.text();
       if (text === "") {
         if (required) throw new BerthError("invalid_json", "The body is empty; JSON is expected.");
-        // hono keeps promises here, whatever its type says.
-        c.req.bodyCache.text = Promise.resolve("{}") as unknown as string;
+        // Read as JSON only when it is said to be JSON. hono keeps promises here, whatever its type says.
+        if (mediaType !== "") c.req.bodyCache.text = Promise.resolve("{}") as unknown as string;
         return next();
       }
       if (mediaType !== "application/json") {

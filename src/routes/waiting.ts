@@ -1,4 +1,5 @@
 import { z } from "@hono/zod-openapi";
+import { BerthError } from "../core/errors.ts";
 import { topics } from "../db/wakeups.ts";
 import type { Request, Services } from "./context.ts";
 import { asBerthError } from "./problem.ts";
@@ -27,7 +28,7 @@ export function preferredWait(c: Request): number {
 }
 
 /**
- * Reads until `settled`, at most for the seconds that the client prefers: subscribes first and then reads, so that no
+ * Reads until `settled`, at most for the seconds that the client prefers (`asked`: for so many): subscribes first and then reads, so that no
  * change is missed between the two. Answers the last state read.
  */
 export async function settle<T>(
@@ -36,11 +37,13 @@ export async function settle<T>(
   id: string,
   read: () => Promise<T>,
   settled: (state: T) => boolean,
-  seconds: number = preferredWait(c),
+  asked?: number,
 ): Promise<T> {
+  const seconds = asked ?? preferredWait(c);
   if (seconds === 0) return read();
+  const held = openHeld(services, c, asked === undefined);
+  if (held === null) return read();
   c.header("Preference-Applied", `wait=${String(seconds)}`);
-  const held = services.streams.open(c.var.principal, c.var.scope.projectId);
   const changes = new Changes();
   const unsubscribe = services.wakeups.subscribe(topics.resource(id), () => changes.wake());
   const stop = AbortSignal.any([held.signal, c.req.raw.signal]);
@@ -62,6 +65,19 @@ export async function settle<T>(
   } finally {
     unsubscribe();
     held.close();
+  }
+}
+
+/**
+ * Counts the request as one that waits. null: the project has too many, and waiting is a mere preference; what was asked
+ * is committed already, and must not be answered with an error.
+ */
+function openHeld(services: Services, c: Request, preferred: boolean) {
+  try {
+    return services.streams.open(c.var.principal, c.var.scope.projectId);
+  } catch (error) {
+    if (preferred && error instanceof BerthError && error.code === "too_many_requests") return null;
+    throw error;
   }
 }
 

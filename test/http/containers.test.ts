@@ -171,6 +171,21 @@ describe("changing", () => {
     expect(await post("/v1/containers/acts/start")).toMatchObject({ status: 202, body: { status: "starting" } });
   });
 
+  test("kill needs no body, also of a client whose request has an empty one", async () => {
+    const { id } = (await post("/v1/containers", { image: "web:1", name: "bodiless" })).body;
+    await seen(id, { status: "running" });
+    const kill = (headers: Record<string, string>) =>
+      api.app.request("/v1/containers/bodiless/kill", {
+        method: "POST",
+        headers: { authorization: `Bearer ${project.tokens.deployer}`, ...headers },
+        body: new Blob([]).stream(),
+        duplex: "half",
+      });
+    expect((await kill({})).status).toBe(202);
+    expect((await kill({ "content-type": "application/json" })).status).toBe(202);
+    expect((await kill({ "content-type": "text/plain" })).status).toBe(415);
+  });
+
   test("wait answers when it has ended, also when it is removed meanwhile", async () => {
     const { id } = (await post("/v1/containers", { image: "web:1", name: "ends", autoRemove: true })).body;
     await seen(id, { status: "running" });
