@@ -154,6 +154,13 @@ export class LayerStore {
     }
   }
 
+  /** Milliseconds since an image was made, or made again; 0 when it is not there. */
+  async ageMs(diffId: string): Promise<number> {
+    const made =
+      (await stat(this.#recordPath(diffId)).catch(() => null)) ?? (await stat(this.path(diffId)).catch(() => null));
+    return made === null ? 0 : Date.now() - made.mtimeMs;
+  }
+
   /** Deletes an image, and not its blob. Where it is mounted it stays until it is unmounted. */
   async remove(diffId: string): Promise<void> {
     await this.#exclusively(diffId, () => this.#delete(diffId));
