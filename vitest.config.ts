@@ -2,7 +2,14 @@ import { defineConfig } from "vitest/config";
 
 // One project per tier, by what a test needs. Host and e2e tests share the kernel: one file at a time.
 const tier = (name: string, more: object = {}) => ({
-  test: { name, include: [`test/${name}/**/*.test.ts`], testTimeout: 30_000, hookTimeout: 60_000, ...more },
+  test: {
+    name,
+    include: [`test/${name}/**/*.test.ts`],
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    expect: { poll: { timeout: 15_000 } },
+    ...more,
+  },
 });
 
 export default defineConfig({
