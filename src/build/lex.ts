@@ -8,7 +8,7 @@ export const maxDockerfileLength = 4 * 1024 * 1024;
 const maxLineLength = 65_535;
 const maxInstructions = 10_000;
 
-/** Parser directives at the top of the file. `syntax` is noted only: a foreign frontend is never run (attack 19). */
+/** Parser directives at the top of the file. `syntax` is noted only: a foreign frontend is never run. */
 export interface Directives {
   syntax?: string;
   escape?: string;

@@ -53,7 +53,7 @@ export interface ContainerSpec {
   pull: "missing" | "always" | "never";
 }
 
-/** What the worker saw when a run of a container ended. `exitCode` null: unknown (faults I7). */
+/** What the worker saw when a run of a container ended. `exitCode` null: unknown. */
 export interface RunEnd {
   exitCode: number | null;
   oomKilled: boolean;

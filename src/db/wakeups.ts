@@ -12,7 +12,7 @@ export const topics = {
 };
 
 /**
- * A process's one LISTEN connection. A wake-up can be lost (faults 13), so whoever waits also polls; after a
+ * A process's one LISTEN connection. A wake-up can be lost, so whoever waits also polls; after a
  * reconnect every subscriber is woken once.
  */
 export class Wakeups {

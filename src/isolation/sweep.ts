@@ -14,7 +14,7 @@ export interface Kept {
 }
 
 /**
- * Removes everything of this instance that no live row stands for (faults, I5): first by slot, as whole sandboxes, then
+ * Removes everything of this instance that no live row stands for: first by slot, as whole sandboxes, then
  * what is left of each kind of kernel object, found by its name. A live container's disk and log stay, whatever else of
  * it is left over.
  */

@@ -50,7 +50,7 @@ export async function settle<T>(
   const deadline = performance.now() + seconds * 1000;
   try {
     for (;;) {
-      // Whoever waits outlives a database that is away for a moment (faults 10, 14).
+      // Whoever waits outlives a database that is away for a moment.
       const seen = await read().then(
         (state) => ({ state }),
         (error: unknown) => {

@@ -166,8 +166,9 @@ describe("builds", () => {
     });
     const text = (await following).text();
     await line(2, "two");
+    await owner`insert into build_logs (build_id, project_id, seq, step, stream, text) values (${body.id}, ${project.id}, 3, 1, 'stdout', 'three')`;
     await owner`update builds set status = 'succeeded' where id = ${body.id}`;
-    await line(3, "three");
+    await owner`select pg_notify('berth', ${body.id})`;
     expect(await text).toBe("one\ntwo\nthree\n");
     const resumed = await api.app.request(`/v1/builds/${body.id}/logs`, {
       headers: { authorization: `Bearer ${project.tokens.viewer}`, accept: "text/event-stream", "last-event-id": "2" },

@@ -211,10 +211,10 @@ export class TestNetwork {
   }
 }
 
-/** Arguments that fetch a page over HTTP, or fail within two seconds. */
+/** Arguments that fetch a page over HTTP, or fail within four seconds. */
 export function get(address: string, port: number, path = ""): string[] {
   const name = address.includes(":") ? `[${address}]` : address;
-  return ["timeout", "2", "busybox", "wget", "-q", "-O", "-", `http://${name}:${port}/${path}`];
+  return ["timeout", "4", "busybox", "wget", "-q", "-O", "-", `http://${name}:${port}/${path}`];
 }
 
 /** Arguments that send one echo request and wait a second for the answer. */

@@ -10,7 +10,7 @@ const readSize = 1 << 20;
 
 /**
  * A root filesystem that is mounted read-only from layers and so can't change while it is read: what `get` saw is what
- * `read` opens, and no symlink can be swapped in between (attack 16). Callers pass paths whose parents they have found
+ * `read` opens, and no symlink can be swapped in between. Callers pass paths whose parents they have found
  * to be real directories (`resolveIn`), so that the kernel never follows a link of the tenant's; the last component is
  * opened with O_NOFOLLOW.
  */

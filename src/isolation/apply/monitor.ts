@@ -6,7 +6,7 @@ import { hasCode } from "./ffi.ts";
 import { type Runtime, runtimeError } from "./runtime.ts";
 import { openPipe, spawn } from "./spawn.ts";
 
-/** Bytes of a container's log; at the limit conmon begins anew, so that a flood fills nothing (attack 39). */
+/** Bytes of a container's log; at the limit conmon begins anew, so that a flood fills nothing. */
 const logLimit = 16 * 2 ** 20;
 
 /** What a monitor is started with; all of it is fixed before the container's config is known. */
