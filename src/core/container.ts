@@ -59,16 +59,20 @@ export interface RunEnd {
   oomKilled: boolean;
 }
 
+/** A run of at least this long was no crash loop: its restart waits no longer than the first one. */
+const steadyMs = 10_000;
+
 /**
- * Whether a run that ended by itself is started again, and after how many milliseconds; null: it stays ended.
- * Waits double from 100 ms to a minute, as Docker's do, so that a crash loop costs little.
+ * Whether a run of `ranMs` that ended by itself is started again, and after how many milliseconds; null: it stays ended.
+ * Waits double from 100 ms to a minute, so that a crash loop costs little.
  */
-export function restartDelay(policy: RestartPolicy, restartCount: number, end: RunEnd): number | null {
+export function restartDelay(policy: RestartPolicy, restartCount: number, ranMs: number, end: RunEnd): number | null {
   const again =
     policy.name === "always" ||
     policy.name === "unless-stopped" ||
     (policy.name === "on-failure" &&
       end.exitCode !== 0 &&
       (policy.maxAttempts === 0 || restartCount < policy.maxAttempts));
-  return again ? Math.min(100 * 2 ** Math.min(restartCount, 20), 60_000) : null;
+  if (!again) return null;
+  return ranMs >= steadyMs ? 100 : Math.min(100 * 2 ** Math.min(restartCount, 20), 60_000);
 }

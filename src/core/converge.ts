@@ -14,6 +14,8 @@ export interface ContainerView {
   status: ContainerStatus;
   restartPolicy: RestartPolicy;
   restartCount: number;
+  /** Milliseconds since the last run began; 0 before the first. */
+  ranMs: number;
   /** Milliseconds until the automatic restart; null: none is due. */
   restartInMs: number | null;
   hasSignals: boolean;
@@ -79,7 +81,7 @@ export function nextStep(view: ContainerView, seen: Seen, stop: StopProgress): S
     return {
       step: "recordEnd",
       end,
-      restartInMs: again ? restartDelay(view.restartPolicy, view.restartCount, end) : null,
+      restartInMs: again ? restartDelay(view.restartPolicy, view.restartCount, view.ranMs, end) : null,
     };
   }
   if (newRunWanted) return { step: "start", run: view.wantedRun, restart: false };

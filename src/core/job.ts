@@ -40,7 +40,8 @@ export type JobOutcome =
   | { status: "succeeded"; result: Record<string, unknown> }
   | { status: "failed"; error: ShownError }
   | { status: "cancelled" }
-  | { status: "retry"; error: ShownError; afterMs: number };
+  /** `uncounted`: the worker was stopped in the midst, which is nobody's failure. */
+  | { status: "retry"; error: ShownError; afterMs: number; uncounted?: true };
 
 /** The error as clients see it: code, message and the code's own facts. */
 export function shownError(error: BerthError): ShownError {

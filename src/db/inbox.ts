@@ -25,6 +25,8 @@ export interface InboxContainer {
   slot: number | null;
   restartCount: number;
   restartInMs: number | null;
+  /** Milliseconds since the last run began; 0 before the first. */
+  ranMs: number;
   image: Image | null;
   ports: (PortMapping & { status: "pending" | "active" | "removing" })[];
 }
@@ -63,6 +65,7 @@ const columns = (sql: Sql) => sql`c.id, c.project_id "projectId", c.name, c.spec
   c.cpus, c.memory::float8 memory, c.pids, c.disk::float8 disk, c.wanted, c.wanted_rev::int "wantedRev",
   c.wanted_run::int "wantedRun", c.signals, c.seen_rev::int "seenRev", c.run::int run, c.status, c.slot,
   c.restart_count "restartCount", (extract(epoch from c.restart_at - now()) * 1000)::float8 "restartInMs",
+  coalesce(extract(epoch from now() - c.started_at) * 1000, 0)::float8 "ranMs",
   (select jsonb_build_object('digest', i.digest, 'mediaType', i.media_type, 'config', i.config, 'layers', i.layers)
      from images i where i.project_id = c.project_id and i.digest = c.image_digest) image,
   (select coalesce(jsonb_agg(jsonb_build_object('id', p.id, 'containerPort', p.container_port, 'hostPort', p.host_port,

@@ -87,6 +87,7 @@ export async function settleJob(db: Db, job: ClaimedJob, ended: JobOutcome): Pro
       .update(jobs)
       .set({
         status: retry ? "queued" : outcome.status,
+        ...(outcome.status === "retry" && outcome.uncounted === true ? { attempt: sql`attempt - 1` } : {}),
         ...(retry
           ? { runAt: sql`now() + make_interval(secs => ${outcome.afterMs / 1000})` }
           : // What it logged in to a registry with has served its time.

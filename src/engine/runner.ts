@@ -1,5 +1,5 @@
-import { BerthError } from "../core/errors.ts";
-import { type JobKind, type JobOutcome, outcomeOfError } from "../core/job.ts";
+import { BerthError, toBerthError } from "../core/errors.ts";
+import { type JobKind, type JobOutcome, outcomeOfError, shownError } from "../core/job.ts";
 import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, settleJob, takeExpired } from "../db/leases.ts";
 import { topics } from "../db/wakeups.ts";
 import type { Services } from "./services.ts";
@@ -57,7 +57,7 @@ export class JobRunner {
     return this.#held.size === 0;
   }
 
-  /** Stops claiming, aborts what runs and leaves it to its lease: the next worker tries it again. */
+  /** Stops claiming, aborts what runs and puts it back: the attempt does not count. */
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#unsubscribe();
@@ -104,7 +104,10 @@ export class JobRunner {
       if (handler === undefined) throw new BerthError("not_supported", `This worker does not do ${job.kind} jobs.`);
       outcome = { status: "succeeded", result: await handler(job, this.#services, abort.signal) };
     } catch (error) {
-      outcome = outcomeOfError(error, { ...job, cancelRequested: held.cancelRequested });
+      outcome =
+        this.#stopped && !held.cancelRequested
+          ? { status: "retry", error: shownError(toBerthError(error)), afterMs: 0, uncounted: true }
+          : outcomeOfError(error, { ...job, cancelRequested: held.cancelRequested });
       if (!(error instanceof BerthError) || error.code === "internal")
         log.error({ err: error, job: job.id }, "a job failed");
     }

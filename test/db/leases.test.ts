@@ -121,6 +121,16 @@ describe("leases", () => {
     await drain();
   });
 
+  it("counts no attempt that a stopped worker gives back", async () => {
+    const id = await queue(await project());
+    const [claimed] = await claimJobs(db, hostId, 1);
+    if (claimed === undefined) throw new Error("not claimed");
+    const error = { code: "unavailable", message: "stopping" };
+    expect(await settleJob(db, claimed, { status: "retry", error, afterMs: 0, uncounted: true })).toBe(true);
+    expect(await status(id)).toMatchObject({ status: "queued", attempt: 0 });
+    await drain();
+  });
+
   it("fences an older session of the host", async () => {
     const first = await openHostSession(db, registration);
     const second = await openHostSession(db, { ...registration, bootId: "boot-2" });

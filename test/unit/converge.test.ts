@@ -10,6 +10,7 @@ const view = (over: Partial<ContainerView>): ContainerView => ({
   restartPolicy: { name: "no", maxAttempts: 0 },
   restartCount: 0,
   restartInMs: null,
+  ranMs: 0,
   hasSignals: false,
   ...over,
 });
@@ -58,6 +59,11 @@ describe("nextStep", () => {
   it("restarts by its policy, with a growing wait", () => {
     const end = nextStep(view({ restartPolicy: always, restartCount: 3 }), exited, null);
     expect(end).toEqual({ step: "recordEnd", end: { exitCode: 3, oomKilled: false }, restartInMs: 800 });
+  });
+
+  it("restarts at once what had run for long", () => {
+    const end = nextStep(view({ restartPolicy: always, restartCount: 9, ranMs: 10_000 }), exited, null);
+    expect(end).toMatchObject({ restartInMs: 100 });
   });
 
   it("does not restart what a client stopped", () => {
