@@ -1,7 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import type { InboxContainer } from "../db/inbox.ts";
-import type { SandboxSpec } from "../isolation/sandbox.ts";
+import type { SandboxSpec } from "../isolation/sandbox-spec.ts";
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

@@ -1,5 +1,4 @@
 import { closeSync } from "node:fs";
-import type { Resources } from "../core/container.ts";
 import { BerthError } from "../core/errors.ts";
 import type { PortMapping } from "../core/port.ts";
 import type { Log } from "../log.ts";
@@ -16,40 +15,11 @@ import { cgroupPath, layout } from "./plan/layout.ts";
 import type { Protection } from "./plan/spec.ts";
 import { probeSlot, type SandboxState } from "./probe.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
+import type { SandboxSpec } from "./sandbox-spec.ts";
 import { Slots } from "./slots.ts";
 import { startPrepared } from "./start.ts";
 import { linkedSlots, sweep } from "./sweep.ts";
 import { Views } from "./views.ts";
-
-/** Everything that one process in a sandbox is started with. */
-export interface SandboxSpec {
-  /** Of a container or build step; letters, digits, `_` and `-`. */
-  id: string;
-  /** From takeSlot, or the one that the container has had since its first start. */
-  slot: number;
-  projectId: string;
-  /** EROFS files, lowest first. */
-  layers: readonly string[];
-  process: {
-    args: string[];
-    /** `NAME=value` */
-    env: string[];
-    cwd: string;
-    /** "", `name`, `uid`, `name:group` or `uid:gid`, by the account files of the image. */
-    user: string;
-    tty: boolean;
-    stdin: boolean;
-  };
-  hostname: string;
-  limits: Resources;
-  readOnlyRootfs: boolean;
-  profile: "container" | "build";
-  capabilities: { add: readonly string[]; drop: readonly string[] };
-  /** `none`: only a loopback of its own. */
-  network: "project" | "none";
-  /** Where the log is to be found: becomes a link, in an existing directory. */
-  log: string;
-}
 
 /** The disk that prepared slots have: what containers get when nothing else is asked for. */
 const usualDisk = 2 ** 30;

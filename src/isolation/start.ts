@@ -21,7 +21,7 @@ import { cgroupPath } from "./plan/layout.ts";
 import { type Protection, runtimeSpec } from "./plan/spec.ts";
 import { resolveUser, type User } from "./plan/user.ts";
 import type { Prepared } from "./prepare.ts";
-import type { SandboxSpec } from "./sandbox.ts";
+import type { SandboxSpec } from "./sandbox-spec.ts";
 
 /**
  * Turns a prepared slot into a running container, in an order that a reader of the slot's files can tell how far it got.

@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { SandboxSpec } from "../../src/isolation/sandbox.ts";
+import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "../support/leftovers.ts";
 import { readLog, TestHost } from "../support/sandboxes.ts";
 

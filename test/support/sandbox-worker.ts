@@ -5,7 +5,8 @@
 import { createInterface } from "node:readline";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
 import type { Protection } from "../../src/isolation/plan/spec.ts";
-import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
+import { Sandboxes } from "../../src/isolation/sandbox.ts";
+import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { createLog } from "../../src/log.ts";
 
 const config = JSON.parse(process.argv[2] ?? "") as SandboxConfig;

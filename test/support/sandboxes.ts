@@ -19,7 +19,8 @@ import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
 import type { Protection } from "../../src/isolation/plan/spec.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
-import { Sandboxes, type SandboxSpec } from "../../src/isolation/sandbox.ts";
+import { Sandboxes } from "../../src/isolation/sandbox.ts";
+import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "./leftovers.ts";
 
 const workerFile = join(import.meta.dirname, "sandbox-worker.ts");
