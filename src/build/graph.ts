@@ -1,10 +1,10 @@
 import { BerthError } from "../core/errors.ts";
 import type { ImageConfig } from "../core/image.ts";
+import { formatPlatform, type Platform, parsePlatform } from "../core/platform.ts";
 import { type Dockerfile, parseTrigger, type Stage } from "./dockerfile.ts";
 import type { StageInstruction } from "./instruction.ts";
 import { mountFrom } from "./mount.ts";
 import type { CopyOrigin } from "./origin.ts";
-import { formatPlatform, type Platform, parsePlatform } from "./platform.ts";
 import type { Scope } from "./scope.ts";
 import { dockerfileError, type Location, quoted } from "./source.ts";
 import type { StageBase } from "./step.ts";

@@ -1,4 +1,4 @@
-import type { Platform } from "./platform.ts";
+import type { Platform } from "../core/platform.ts";
 
 /** What a build was asked for, as far as the plan depends on it. */
 export interface PlanOptions {

@@ -3,7 +3,7 @@ import type { Dockerfile } from "./dockerfile.ts";
 import { type NeededImage, resolveGraph, targetStage } from "./graph.ts";
 import type { PlanOptions } from "./options.ts";
 import { planStage, type StageEnd } from "./plan-stage.ts";
-import { platformArgs } from "./platform.ts";
+import { platformArgs } from "./platform-args.ts";
 import { globalScope, proxyNames, type Scope } from "./scope.ts";
 import type { BuildPlan, StagePlan } from "./step.ts";
 import type { Warning } from "./warning.ts";

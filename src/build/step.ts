@@ -1,7 +1,7 @@
 import type { ImageProcess } from "../core/image.ts";
+import type { Platform } from "../core/platform.ts";
 import type { Mount } from "./mount.ts";
 import type { CopyOrigin } from "./origin.ts";
-import type { Platform } from "./platform.ts";
 import type { Location } from "./source.ts";
 import type { Warning } from "./warning.ts";
 

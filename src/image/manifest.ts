@@ -1,9 +1,9 @@
 import { z } from "zod";
 import { BerthError } from "../core/errors.ts";
 import type { Image, ImageConfig, Layer } from "../core/image.ts";
+import { formatPlatform, type Platform, platformFit } from "../core/platform.ts";
 import { digestPattern } from "../core/reference.ts";
 import { digestOf } from "./digest.ts";
-import { formatPlatform, type Platform, platformFit } from "./platform.ts";
 
 /** OCI image spec v1.1 and Docker image manifest v2 schema 2; anything else is not an image that Berth runs. */
 export const mediaTypes = {
@@ -255,12 +255,20 @@ function noPlatform(name: string, wanted: Platform, has: readonly Platform[]): B
 function parseJson(bytes: Uint8Array, what: string): object {
   if (bytes.length > maxDocumentBytes) throw invalidImage(`its ${what} is larger than 4 MiB`);
   try {
-    const document: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    const document: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), isStorable);
     if (typeof document === "object" && document !== null && !Array.isArray(document)) return document;
   } catch (error) {
-    throw invalidImage(`its ${what} is not JSON`, error);
+    throw invalidImage(`its ${what} is not JSON, or has text that can't be stored`, error);
   }
   throw invalidImage(`its ${what} is not a JSON object`);
+}
+
+/** A reviver that refuses what JSON has but neither a database nor a process's arguments: NUL, and half characters. */
+function isStorable(key: string, value: unknown): unknown {
+  for (const text of typeof value === "string" ? [key, value] : [key]) {
+    if (text.includes("\0") || !text.isWellFormed()) throw new SyntaxError("a string has a NUL or half a character");
+  }
+  return value;
 }
 
 function check<T extends z.ZodType>(schema: T, document: object, what: string): z.infer<T> {

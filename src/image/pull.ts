@@ -1,11 +1,12 @@
 import { Readable } from "node:stream";
+import { BerthError } from "../core/errors.ts";
 import type { Image, Layer } from "../core/image.ts";
+import { type Platform, parsePlatform, platformOf } from "../core/platform.ts";
 import { formatReference, type ImageReference } from "../core/reference.ts";
 import type { BlobStore } from "./blobs.ts";
 import { inLanes } from "./lanes.ts";
 import type { LayerStore } from "./layers.ts";
 import { type ImageManifest, joinImage, parseConfig, parseManifest, selectManifest } from "./manifest.ts";
-import { hostPlatform, type Platform, parsePlatform } from "./platform.ts";
 import type { Registry } from "./registry.ts";
 import type { RegistryAuth } from "./registry-auth.ts";
 import type { FetchedManifest, Repository } from "./repository.ts";
@@ -43,7 +44,9 @@ export interface PulledImage extends TransferCounts {
 export async function pullImage(request: PullRequest): Promise<PulledImage> {
   const { registry, reference, auth, blobs, signal } = request;
   const name = formatReference(reference);
-  const wanted = request.platform === null ? hostPlatform() : parsePlatform(request.platform);
+  const host = platformOf(process.arch);
+  const wanted = request.platform === null ? host : parsePlatform(request.platform, host);
+  if (wanted === null) throw new BerthError("invalid_request", `${JSON.stringify(request.platform)} is no platform.`);
   const { repository, manifest: found } = await registry.resolve(reference, auth, signal);
   const { fetched, manifest } = await imageManifest(repository, found, wanted, name, signal);
   const configBytes = await repository.document(manifest.config, signal);

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
-import { formatPlatform } from "../../build/platform.ts";
 import { BerthError } from "../../core/errors.ts";
+import { formatPlatform } from "../../core/platform.ts";
 import { parseReference } from "../../core/reference.ts";
 import {
   beginBuild,

@@ -1,10 +1,11 @@
-/** What an image runs on, as OCI images name it: `linux/arm64`, `linux/arm/v7`. */
+/** A platform as OCI names it (image-index.md): `linux`, `amd64`, and for some architectures a variant such as `v7`. */
 export interface Platform {
   os: string;
   architecture: string;
   variant?: string;
 }
 
+/** Other names of architectures, which people and `uname` use. */
 const architectures: Readonly<Record<string, string>> = {
   x86_64: "amd64",
   "x86-64": "amd64",
@@ -13,11 +14,16 @@ const architectures: Readonly<Record<string, string>> = {
   i386: "386",
 };
 
+/** The platform of a Linux process, by Node's `process.arch`. */
+export function platformOf(arch: string): Platform {
+  return { os: "linux", architecture: { x64: "amd64", ia32: "386" }[arch] ?? arch };
+}
+
 /** Parses `os/architecture[/variant]`, or one of the two alone; null when it is no platform. */
 export function parsePlatform(text: string, host: Platform): Platform | null {
   const parts = text.toLowerCase().split("/");
   const [first = "", second, variant] = parts;
-  if (parts.length > 3 || !parts.every((part) => /^[a-z0-9_.-]+$/.test(part))) return null;
+  if (parts.length > 3 || !parts.every((part) => /^[a-z0-9_.-]{1,32}$/.test(part))) return null;
   if (second === undefined) {
     if (first === "linux") return { ...host, os: "linux" };
     return { os: "linux", architecture: architectures[first] ?? first };
@@ -32,22 +38,11 @@ export function formatPlatform({ os, architecture, variant }: Platform): string 
   return `${os}/${architecture}${variant === undefined ? "" : `/${variant}`}`;
 }
 
-/** The platform of a Node process, by `process.arch`. */
-export function platformOf(arch: string): Platform {
-  return { os: "linux", architecture: { x64: "amd64", ia32: "386" }[arch] ?? arch };
-}
-
-/** The arguments that BuildKit predefines, to be declared by an ARG in each stage that uses them. */
-export function platformArgs(build: Platform, target: Platform, stage: string): Map<string, string> {
-  const args = new Map<string, string>();
-  for (const [prefix, platform] of [
-    ["BUILD", build],
-    ["TARGET", target],
-  ] as const) {
-    args.set(`${prefix}PLATFORM`, formatPlatform(platform));
-    args.set(`${prefix}OS`, platform.os);
-    args.set(`${prefix}ARCH`, platform.architecture);
-    args.set(`${prefix}VARIANT`, platform.variant ?? "");
-  }
-  return args.set("TARGETSTAGE", stage);
+/** How well something made for `made` runs where `wanted` is asked for: 0 not at all; more is better. */
+export function platformFit(wanted: Platform, made: Platform): number {
+  if (wanted.os !== made.os || wanted.architecture !== made.architecture) return 0;
+  const variantOf = (platform: Platform): string => platform.variant ?? (platform.architecture === "arm64" ? "v8" : "");
+  if (variantOf(wanted) === variantOf(made)) return 2;
+  // A variant that was not asked for by name may do; one that was may not be replaced.
+  return wanted.variant === undefined ? 1 : 0;
 }
