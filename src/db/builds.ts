@@ -1,8 +1,8 @@
 import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
 import type { JobStatus, ShownError } from "../core/job.ts";
-import { behind, type Page, type Paged } from "./page.ts";
+import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
-import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
+import { type Fragment, lifetime, read, type Sql, type Tx, time } from "./scope.ts";
 
 export interface BuildRow {
   id: string;
@@ -24,16 +24,9 @@ function view(sql: Sql, where: Fragment): Fragment {
       created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from builds where ${where}`;
 }
 
-const buildRow = (raw: BuildRow): BuildRow => ({
-  ...raw,
-  createdAt: time(raw.createdAt),
-  startedAt: timeOrNull(raw.startedAt),
-  finishedAt: timeOrNull(raw.finishedAt),
-});
-
 export async function findBuild(sql: Sql, scope: Scope, id: string): Promise<BuildRow | null> {
   const rows = await read<BuildRow>(sql, scope, view(sql, sql`project_id = ${scope.projectId} and id = ${id}`));
-  return rows.map(buildRow)[0] ?? null;
+  return rows.map(lifetime)[0] ?? null;
 }
 
 /** A page of the project's builds, newest first. */
@@ -56,7 +49,7 @@ export async function listBuilds(
     sql`${view(sql, sql`project_id = ${scope.projectId} ${labels} ${status} ${tag} ${after}`)}
       order by builds.created_at desc, builds.id limit ${page.limit}`,
   );
-  return rows.map((raw) => ({ ...buildRow(raw), cursor: raw.createdAt }));
+  return paged(rows, lifetime);
 }
 
 /** Adds a build whose job was inserted in this transaction. */

@@ -1,7 +1,7 @@
 import type { ContainerSpec, ContainerStatus, RestartPolicy, Wanted } from "../core/container.ts";
-import { behind, type Page, type Paged } from "./page.ts";
+import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
-import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
+import { type Fragment, lifetime, read, type Sql, type Tx } from "./scope.ts";
 
 /** A published port as it is shown with its container. */
 export interface ContainerPort {
@@ -71,12 +71,9 @@ function view(sql: Sql, where: Fragment): Fragment {
 }
 
 const containerRow = (raw: Raw): ContainerRow => ({
-  ...raw,
+  ...lifetime(raw),
   memory: Number(raw.memory),
   disk: Number(raw.disk),
-  createdAt: time(raw.createdAt),
-  startedAt: timeOrNull(raw.startedAt),
-  finishedAt: timeOrNull(raw.finishedAt),
 });
 
 /** The container with this id or name; null when the project has none. */
@@ -115,7 +112,7 @@ export async function listContainers(
     scope,
     sql`select s.* from (${view(sql, where)}) s ${status} order by s."createdAt" desc, s.id limit ${page.limit}`,
   );
-  return rows.map((raw) => ({ ...containerRow(raw), cursor: raw.createdAt }));
+  return paged(rows, containerRow);
 }
 
 export interface NewContainer {

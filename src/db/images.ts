@@ -1,7 +1,7 @@
 import type { ImageConfig, Layer } from "../core/image.ts";
 import type { KnownImage } from "../core/image-choice.ts";
 import { hubReference, type ImageReference, repositoryName } from "../core/reference.ts";
-import { behind, type Page, type Paged } from "./page.ts";
+import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time } from "./scope.ts";
 
@@ -57,7 +57,7 @@ export async function listImages(
     scope,
     sql`${view(sql, where)} order by i.created_at desc, i.digest limit ${page.limit}`,
   );
-  return rows.map((raw) => ({ ...imageRow(raw), cursor: raw.createdAt }));
+  return paged(rows, imageRow);
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
-import { behind, type Page, type Paged } from "./page.ts";
+import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
-import { type Fragment, read, type Sql, type Tx, time, timeOrNull } from "./scope.ts";
+import { type Fragment, lifetime, read, type Sql, type Tx } from "./scope.ts";
 import { topics } from "./wakeups.ts";
 
 export interface JobRow {
@@ -25,16 +25,9 @@ function view(sql: Sql, where: Fragment): Fragment {
       error, created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from jobs where ${where}`;
 }
 
-const jobRow = (raw: JobRow): JobRow => ({
-  ...raw,
-  createdAt: time(raw.createdAt),
-  startedAt: timeOrNull(raw.startedAt),
-  finishedAt: timeOrNull(raw.finishedAt),
-});
-
 export async function findJob(sql: Sql, scope: Scope, id: string): Promise<JobRow | null> {
   const rows = await read<JobRow>(sql, scope, view(sql, sql`project_id = ${scope.projectId} and id = ${id}`));
-  return rows.map(jobRow)[0] ?? null;
+  return rows.map(lifetime)[0] ?? null;
 }
 
 /** A page of the project's jobs, newest first. */
@@ -53,7 +46,7 @@ export async function listJobs(
     sql`${view(sql, sql`project_id = ${scope.projectId} ${kind} ${status} ${after}`)}
       order by jobs.created_at desc, jobs.id limit ${page.limit}`,
   );
-  return rows.map((raw) => ({ ...jobRow(raw), cursor: raw.createdAt }));
+  return paged(rows, lifetime);
 }
 
 /** Queues a job and wakes the workers. */

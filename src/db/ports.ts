@@ -1,6 +1,6 @@
 import { BerthError } from "../core/errors.ts";
 import type { Protocol } from "../core/port.ts";
-import { behind, type Page, type Paged } from "./page.ts";
+import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, violation } from "./scope.ts";
 
@@ -52,7 +52,7 @@ export async function listPorts(
     scope,
     sql`${view(sql, where)} order by p.created_at desc, p.id limit ${page.limit}`,
   );
-  return rows.map((raw) => ({ ...portRow(raw), cursor: raw.createdAt }));
+  return paged(rows, portRow);
 }
 
 export interface NewPort {

@@ -84,6 +84,14 @@ export function timeOrNull(text: string | null): string | null {
   return text === null ? null : time(text);
 }
 
+/** A row with the times of its life as clients get them. */
+export function lifetime<Row extends { createdAt: string; startedAt: string | null; finishedAt: string | null }>(
+  raw: Row,
+): Row {
+  const { createdAt, startedAt, finishedAt } = raw;
+  return { ...raw, createdAt: time(createdAt), startedAt: timeOrNull(startedAt), finishedAt: timeOrNull(finishedAt) };
+}
+
 /** The constraint (or the column of a not-null violation) that a query failed on; null for other errors. */
 export function violation(error: unknown): string | null {
   if (!(error instanceof postgres.PostgresError) || !error.code.startsWith("23")) return null;
