@@ -1,4 +1,5 @@
 import postgres from "postgres";
+import { arrayHandlers } from "./arrays.ts";
 
 /** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
 export type DatabaseAddress = { url: string } | { socketDir: string };
@@ -7,8 +8,10 @@ export type DatabaseAddress = { url: string } | { socketDir: string };
 export const driverOptions = {
   /** Timestamps stay as the server writes them: microseconds, which a `Date` would cut off, make the cursors of lists. */
   types: {
+    ...arrayHandlers,
     date: { to: 1184, from: [1082, 1114, 1184], serialize: (value: unknown) => value, parse: (text: string) => text },
   },
+  fetch_types: false,
   /** Seconds until the next attempt to connect: a database that is back is found within one. */
   backoff: (attempt: number) => Math.min(0.02 * 2 ** attempt, 1),
 };
