@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { cpus, hostname, totalmem } from "node:os";
 import { resolve } from "node:path";
+import { type BlobPlace, type BucketCredentials, blobPlaceRule, parseBlobPlace } from "./core/blob-store.ts";
 
 /**
  * The settings of one Berth process, read once from the environment. `instance` tells several Berths on one machine
@@ -32,6 +33,16 @@ export interface Config {
   logLevel: string;
   /** For tests: the name of isolation/failpoint.ts at which the worker kills itself. */
   failpoint: string | null;
+  /** Where the cluster's blobs are kept. */
+  blobStore: BlobPlace;
+  /** Of the bucket; null: there is none. */
+  bucketCredentials: BucketCredentials | null;
+  /** Where the API listens for workers of other machines; null: it does not. */
+  internalListen: { host: string; port: number } | null;
+  /** PEM files of the internal listener's certificate (with its chain) and key; null: it speaks plain http. */
+  internalTls: { certificate: string; key: string } | null;
+  /** PEM file of the authorities that a worker trusts for the internal listener; null: those that Node trusts. */
+  internalCa: string | null;
   host: { cpus: number; memory: number };
 }
 
@@ -62,11 +73,45 @@ function list(env: Environment, name: string): string[] {
   return parts.map((part) => part.trim()).filter((part) => part !== "");
 }
 
-function listenAddress(env: Environment): Config["listen"] {
+function listenAddress(env: Environment, name: string): Config["listen"] | null {
   const good = (value: string) => /^[^:]+:\d{1,5}$/.test(value) && Number(value.split(":")[1]) <= 65_535;
-  const value = text(env, "BERTH_LISTEN", good, "must be ADDRESS:PORT, the port at most 65535") ?? "127.0.0.1:7070";
+  const value = text(env, name, good, "must be ADDRESS:PORT, the port at most 65535");
+  if (value === null) return null;
   const [host = "", port = ""] = value.split(":");
   return { host, port: Number(port) };
+}
+
+function pemFile(env: Environment, name: string): string | null {
+  return text(env, name, (value) => value.startsWith("/"), "must be the absolute path of a PEM file");
+}
+
+function internalTls(env: Environment): Config["internalTls"] {
+  const certificate = pemFile(env, "BERTH_INTERNAL_TLS_CERT");
+  const key = pemFile(env, "BERTH_INTERNAL_TLS_KEY");
+  if (certificate === null && key === null) return null;
+  if (certificate !== null && key !== null) return { certificate, key };
+  const missing = key === null ? "BERTH_INTERNAL_TLS_KEY" : "BERTH_INTERNAL_TLS_CERT";
+  throw new ConfigError(`${missing}: must be set too: neither certificate nor key is of use alone`);
+}
+
+function blobStore(env: Environment, dataDir: string): BlobPlace {
+  const value = env.BERTH_BLOB_STORE ?? "";
+  if (value === "" || value === "file:") return { kind: "file", directory: `${dataDir}/blobs` };
+  const place = parseBlobPlace(value);
+  if (place === null) throw new ConfigError(`BERTH_BLOB_STORE: ${blobPlaceRule}`);
+  return place;
+}
+
+/** Berth's own variables, or else those that every S3 client knows. */
+function bucketCredentials(env: Environment, { kind }: BlobPlace): BucketCredentials | null {
+  if (kind !== "s3") return null;
+  const names = (env.BERTH_S3_ACCESS_KEY_ID ?? "") === "" ? "AWS" : "BERTH_S3";
+  const value = (name: string) => text(env, `${names}_${name}`, () => true, "");
+  const [accessKeyId, secretAccessKey] = [value("ACCESS_KEY_ID"), value("SECRET_ACCESS_KEY")];
+  if (accessKeyId === null || secretAccessKey === null) {
+    throw new ConfigError("BERTH_S3_ACCESS_KEY_ID: must be set for s3://, and BERTH_S3_SECRET_ACCESS_KEY with it");
+  }
+  return { accessKeyId, secretAccessKey, sessionToken: value("SESSION_TOKEN") };
 }
 
 function portRange(env: Environment): Config["portRange"] {
@@ -107,9 +152,10 @@ export function readConfig(env: Environment): Config {
   const dataDir = resolve(text(env, "BERTH_DATA_DIR", any, "") ?? home);
   const instance = createHash("sha256").update(dataDir).digest("hex").slice(0, 6);
   const runDir = root ? `/run/berth/${instance}` : `${dataDir}/run`;
+  const blobs = blobStore(env, dataDir);
   return {
     role: choice(env, "BERTH_ROLE", ["all", "api", "worker"], "all"),
-    listen: listenAddress(env),
+    listen: listenAddress(env, "BERTH_LISTEN") ?? { host: "127.0.0.1", port: 7070 },
     dataDir,
     // The supervisor sets it for its children, which need not be root to share root's run directory.
     runDir: text(env, "BERTH_RUN_DIR", absolute, "must be an absolute path") ?? runDir,
@@ -133,6 +179,11 @@ export function readConfig(env: Environment): Config {
       (value) => /^[a-z]+\.[a-z]+$/.test(value),
       "must be the name of a failpoint",
     ),
+    blobStore: blobs,
+    bucketCredentials: bucketCredentials(env, blobs),
+    internalListen: listenAddress(env, "BERTH_INTERNAL_LISTEN"),
+    internalTls: internalTls(env),
+    internalCa: pemFile(env, "BERTH_INTERNAL_CA"),
     host: { cpus: cpus().length, memory: totalmem() },
   };
 }

@@ -23,6 +23,7 @@ const codes = {
   idempotency_key_reused: [409, "The Idempotency-Key came with another request before", false],
   body_too_large: [413, "The body is too large", false],
   unsupported_media_type: [415, "The body's media type is not supported", false],
+  range_not_satisfiable: [416, "The range is not within the content", false],
   too_many_requests: [429, "Too many requests", true],
   internal: [500, "Something went wrong inside Berth", true],
   not_supported: [501, "Not supported yet", false],

@@ -3,8 +3,16 @@ import { directoriesOf } from "./directories.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Of the variables that are not Berth's, those that a child may need: time zone, trusted certificates, proxies. */
-const passed = ["TZ", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/** Of the variables that are not Berth's, those that a child may need: time zone, trusted certificates, a bucket's credentials. */
+const passed = [
+  "TZ",
+  "NODE_EXTRA_CA_CERTS",
+  "SSL_CERT_FILE",
+  "SSL_CERT_DIR",
+  "AWS_ACCESS_KEY_ID",
+  "AWS_SECRET_ACCESS_KEY",
+  "AWS_SESSION_TOKEN",
+];
 /** What only the supervisor uses. */
 const kept = ["BERTH_ADMIN_TOKEN", "BERTH_DEMO", "BERTH_NO_INSTALL"];
 

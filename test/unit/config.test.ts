@@ -38,7 +38,40 @@ describe("settings", () => {
     expect([...config.insecureRegistries]).toEqual(["127.0.0.1:5000"]);
   });
 
+  test("a blob store is a directory or a bucket", () => {
+    const credentials = { BERTH_S3_ACCESS_KEY_ID: "id", BERTH_S3_SECRET_ACCESS_KEY: "secret" };
+    const of = (text: string) =>
+      readConfig({ BERTH_BLOB_STORE: text, BERTH_DATA_DIR: "/data", ...credentials }).blobStore;
+    expect(of("")).toEqual({ kind: "file", directory: "/data/blobs" });
+    expect(of("file:")).toEqual({ kind: "file", directory: "/data/blobs" });
+    expect(of("file:/srv/blobs/")).toEqual({ kind: "file", directory: "/srv/blobs" });
+    expect(of("s3://images")).toMatchObject({ endpoint: new URL("https://s3.us-east-1.amazonaws.com"), prefix: "" });
+    expect(of("s3://images/berth/a/?endpoint=http://127.0.0.1:9000&region=eu-1")).toEqual({
+      kind: "s3",
+      endpoint: new URL("http://127.0.0.1:9000"),
+      region: "eu-1",
+      bucket: "images",
+      prefix: "berth/a/",
+    });
+    const read = () => readConfig({ BERTH_BLOB_STORE: "s3://images" });
+    expect(read).toThrow(/^BERTH_S3_ACCESS_KEY_ID: [^\n]+$/);
+    const aws = { AWS_ACCESS_KEY_ID: "a", AWS_SECRET_ACCESS_KEY: "b", AWS_SESSION_TOKEN: "c" };
+    expect(readConfig({ BERTH_BLOB_STORE: "s3://images", ...aws }).bucketCredentials).toEqual({
+      accessKeyId: "a",
+      secretAccessKey: "b",
+      sessionToken: "c",
+    });
+  });
+
   test.each([
+    ["BERTH_BLOB_STORE", "http://x"],
+    ["BERTH_BLOB_STORE", "file://host/dir"],
+    ["BERTH_BLOB_STORE", "s3://"],
+    ["BERTH_BLOB_STORE", "s3://images?colour=red"],
+    ["BERTH_BLOB_STORE", "s3://images?endpoint=ftp://x"],
+    ["BERTH_BLOB_STORE", "s3://images/a%2fb"],
+    ["BERTH_INTERNAL_LISTEN", "7071"],
+    ["BERTH_INTERNAL_CA", "ca.pem"],
     ["BERTH_ROLE", "boss"],
     ["BERTH_LISTEN", "7070"],
     ["BERTH_LISTEN", "127.0.0.1:70700"],
