@@ -12,6 +12,8 @@ export const idPrefixes = {
   project: "prj",
   token: "tok",
   request: "req",
+  source: "src",
+  delivery: "dlv",
 } as const;
 
 export type Noun = keyof typeof idPrefixes;

@@ -1,7 +1,7 @@
 import { type BerthError, toBerthError } from "./errors.ts";
 
 /** Movable work: any worker may do it. Host-bound work has no jobs; its rows are the inbox (docs/architecture.md). */
-export const jobKinds = ["build", "pull", "push"] as const;
+export const jobKinds = ["build", "pull", "push", "source"] as const;
 export type JobKind = (typeof jobKinds)[number];
 
 export const jobStatuses = ["queued", "running", "succeeded", "failed", "cancelled"] as const;

@@ -7,6 +7,7 @@ import { type Fragment, lifetime, read, type Sql, type Tx, time } from "./scope.
 export interface BuildRow {
   id: string;
   jobId: string;
+  sourceId: string | null;
   status: JobStatus;
   tags: string[];
   imageDigest: string | null;
@@ -20,7 +21,7 @@ export interface BuildRow {
 
 function view(sql: Sql, where: Fragment): Fragment {
   return sql`
-    select id, job_id as "jobId", status, tags, image_digest as "imageDigest", request, steps, error,
+    select id, job_id as "jobId", source_id as "sourceId", status, tags, image_digest as "imageDigest", request, steps, error,
       created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from builds where ${where}`;
 }
 
@@ -55,11 +56,12 @@ export async function listBuilds(
 /** Adds a build whose job was inserted in this transaction. */
 export async function insertBuild(
   tx: Tx,
-  build: { id: string; projectId: string; jobId: string; request: BuildRequest },
+  build: { id: string; projectId: string; jobId: string; sourceId?: string; request: BuildRequest },
 ): Promise<void> {
   await tx`
-    insert into builds (id, project_id, job_id, tags, request)
-    values (${build.id}, ${build.projectId}, ${build.jobId}, ${build.request.tags}, ${JSON.stringify(build.request)}::text::jsonb)`;
+    insert into builds (id, project_id, job_id, source_id, tags, request)
+    values (${build.id}, ${build.projectId}, ${build.jobId}, ${build.sourceId ?? null}, ${build.request.tags},
+      ${JSON.stringify(build.request)}::text::jsonb)`;
 }
 
 export interface BuildLogRow {

@@ -58,11 +58,14 @@ export async function insertJob(
     kind: JobKind;
     subjectId: string | null;
     payload: Record<string, unknown>;
+    /** The job whose end it waits for. */
+    afterJobId?: string | null;
   },
 ): Promise<void> {
   await tx`
-    insert into jobs (id, project_id, kind, subject_id, payload)
-    values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::text::jsonb)`;
+    insert into jobs (id, project_id, kind, subject_id, payload, after_job_id)
+    values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::text::jsonb,
+      ${job.afterJobId ?? null})`;
   await tx`select pg_notify('berth', ${topics.jobs})`;
 }
 

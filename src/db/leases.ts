@@ -31,6 +31,7 @@ export async function claimJobs(db: Db, hostId: string, limit: number): Promise<
       next as (
         select j.id from jobs j join projects p on p.id = j.project_id left join busy b on b.project_id = j.project_id
         where j.status = 'queued' and j.run_at <= now() and coalesce(b.n, 0) < p.max_running_builds
+          and not exists (select from jobs a where a.id = j.after_job_id and a.status in ('queued', 'running'))
         order by coalesce(b.n, 0), j.created_at
         limit ${limit} for update of j skip locked)
       update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},

@@ -4,6 +4,7 @@ import { containerStatuses } from "../core/container.ts";
 import type { ImageConfig, Layer } from "../core/image.ts";
 import { jobKinds, jobStatuses, type ShownError } from "../core/job.ts";
 import { roles } from "../core/roles.ts";
+import { type SourceBuild, sourceProviders } from "../core/source.ts";
 import { pg, sql } from "./drizzle.ts";
 
 // The tables as migrations/ makes them, with their types (a test compares the two). Meaning and rules stand there.
@@ -116,6 +117,7 @@ export const builds = pg.pgTable("builds", {
   tags: pg.text("tags").array().notNull().default(sql`'{}'`),
   imageDigest: pg.text("image_digest"),
   request: pg.jsonb("request").$type<BuildRequest>().notNull(),
+  afterJobId: pg.text("after_job_id"),
   steps: pg.jsonb("steps").$type<BuildStepView[]>().notNull().default([]),
   error: pg.jsonb("error").$type<ShownError>(),
   createdAt: createdAt(),
@@ -131,6 +133,48 @@ export const buildLogs = pg.pgTable(
     seq: size("seq").notNull(),
     step: pg.integer("step").notNull(),
     stream: pg.text("stream", { enum: ["stdout", "stderr", "info"] }).notNull(),
+  sourceId: pg.text("source_id"),
+});
+
+export const sources = pg.pgTable("sources", {
+  id: pg.text("id").primaryKey(),
+  projectId: projectId(),
+  name: pg.text("name").notNull(),
+  provider: pg.text("provider", { enum: sourceProviders }).notNull(),
+  url: pg.text("url"),
+  branches: pg.text("branches").array().notNull().default(sql`'{}'`),
+  subdirectory: pg.text("subdirectory"),
+  build: pg.jsonb("build").$type<SourceBuild>().notNull(),
+  deploy: pg.jsonb("deploy").$type<Record<string, unknown>>(),
+  secretSealed: pg.text("secret_sealed").notNull(),
+  authSealed: pg.text("auth_sealed"),
+  createdAt: createdAt(),
+});
+
+export const sourceHeads = pg.pgTable(
+  "source_heads",
+  {
+    sourceId: pg.text("source_id").notNull(),
+    projectId: projectId(),
+    ref: pg.text("ref").notNull(),
+    commit: pg.text("commit"),
+    buildId: pg.text("build_id"),
+  },
+  (t) => [pg.primaryKey({ columns: [t.sourceId, t.ref] })],
+);
+
+export const deliveries = pg.pgTable("deliveries", {
+  id: pg.text("id").primaryKey(),
+  sourceId: pg.text("source_id").notNull(),
+  projectId: projectId(),
+  deliveryKey: pg.text("delivery_key").notNull(),
+  event: pg.text("event").notNull(),
+  ref: pg.text("ref"),
+  status: pg.text("status", { enum: ["received", "ignored", "building"] }).notNull(),
+  detail: pg.text("detail"),
+  jobId: pg.text("job_id"),
+  buildId: pg.text("build_id"),
+  receivedAt: time("received_at").notNull().defaultNow(),
     text: pg.text("text").notNull(),
     at: time("at").notNull().defaultNow(),
   },
