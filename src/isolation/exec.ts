@@ -1,9 +1,10 @@
 import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { BerthError } from "../core/errors.ts";
 import { identify, type ProcessId, signalProcess } from "./apply/process.ts";
 import { runtimeError } from "./apply/runtime.ts";
-import { run } from "./apply/spawn.ts";
+import { type ChildProcess, run } from "./apply/spawn.ts";
 import type { Parts } from "./parts.ts";
 import type { ProcessSpec, RuntimeSpec } from "./plan/spec.ts";
 import { userOf } from "./start.ts";
@@ -34,12 +35,14 @@ export interface ExecResult {
 
 /** Bytes kept of each stream. */
 const outputLimit = 1 << 20;
+/** From the end of its time to the end of a runtime that has not begun the program. */
+const runtimePatienceMs = 5000;
 const SIGKILL = 9;
 
 /**
  * Runs a program in the slot's container, under the same limits, filter and capabilities as the container's process.
  * What it leaves in the background goes on; it does not hold up the answer.
- * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`
+ * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`, `cancelled`
  */
 export async function execIn(parts: Parts, slot: number, request: ExecRequest): Promise<ExecResult> {
   const paths = parts.slot(slot);
@@ -47,12 +50,7 @@ export async function execIn(parts: Parts, slot: number, request: ExecRequest): 
   const token = randomUUID();
   const processFile = `${paths.dir}/exec-${token}.json`;
   const pidFile = `${paths.dir}/exec-${token}.pid`;
-  const end = (): void => {
-    const target = pidOf(pidFile);
-    if (target !== null) signalProcess(target, SIGKILL);
-  };
   writeFileSync(processFile, JSON.stringify(execProcess(base, paths.rootfs, request)), { mode: 0o600 });
-  request.signal?.addEventListener("abort", end);
   try {
     const result = await run({
       file: parts.runtime.file,
@@ -60,15 +58,16 @@ export async function execIn(parts: Parts, slot: number, request: ExecRequest): 
       maxOutput: outputLimit,
       ...(request.stdin !== undefined && { input: Buffer.from(request.stdin) }),
       ...(request.timeoutSeconds !== undefined && { timeoutMs: request.timeoutSeconds * 1000 }),
-      onTimeout: (child) => {
-        if (pidOf(pidFile) === null) child.kill(SIGKILL);
-        else end();
-      },
+      ...(request.signal !== undefined && { signal: request.signal }),
+      kill: (child) => void endProgram(child, pidFile),
     });
     const stderr = result.stderr.bytes.toString();
     const exitCode = result.exitCode ?? 128 + (result.signal ?? 0);
     // Without a pid file the program never began: what is on stderr are the runtime's words.
-    if (!existsSync(pidFile) && exitCode !== 0 && !result.timedOut) throw runtimeError(stderr);
+    if (!existsSync(pidFile) && exitCode !== 0 && !result.timedOut) {
+      if (request.signal?.aborted === true) throw new BerthError("cancelled", "The command was cancelled.");
+      throw runtimeError(stderr);
+    }
     return {
       exitCode,
       stdout: result.stdout.bytes.toString(),
@@ -77,7 +76,6 @@ export async function execIn(parts: Parts, slot: number, request: ExecRequest): 
       timedOut: result.timedOut,
     };
   } finally {
-    request.signal?.removeEventListener("abort", end);
     rmSync(processFile, { force: true });
     rmSync(pidFile, { force: true });
   }
@@ -97,6 +95,22 @@ function execProcess(base: ProcessSpec, rootfs: string, request: ExecRequest): P
     cwd: request.cwd ?? base.cwd,
     ...(user !== null && { user: { uid: user.uid, gid: user.gid, umask: 0o022, additionalGids: user.additionalGids } }),
   };
+}
+
+/**
+ * Kills the program as soon as the runtime has noted its pid. A runtime that is killed before that may leave a program
+ * that nobody knows, so it is only killed when it makes no progress.
+ */
+async function endProgram(runtime: ChildProcess, pidFile: string): Promise<void> {
+  let ended = false;
+  void runtime.ended.then(() => {
+    ended = true;
+  });
+  for (const patience = performance.now() + runtimePatienceMs; !ended; await sleep(5)) {
+    const program = pidOf(pidFile);
+    if (program !== null) signalProcess(program, SIGKILL);
+    else if (performance.now() > patience) runtime.kill(SIGKILL);
+  }
 }
 
 /** The program's process on the host; null: it has not begun, or it is over. */

@@ -187,10 +187,15 @@ export class Sandboxes {
   /** Runs a program inside a running container. @throws BerthError `invalid_state` when it does not run. */
   async exec(id: string, request: ExecRequest): Promise<ExecResult> {
     const slot = this.#linked.get(id);
-    if (slot === undefined || this.probe(id).state !== "running") {
-      throw new BerthError("invalid_state", "The container is not running.");
+    const runs = () => this.probe(id).state === "running";
+    if (slot === undefined || !runs()) throw new BerthError("invalid_state", "The container is not running.");
+    try {
+      return await execIn(this.#parts, slot, request);
+    } catch (error) {
+      // Whatever a command misses in a run that is being taken away, it is no fault of the command's.
+      if (runs()) throw error;
+      throw new BerthError("invalid_state", "The container has ended.", { cause: error });
     }
-    return execIn(this.#parts, slot, request);
   }
 
   /** Calls back with the id of each container that has ended, until the returned function is called. */

@@ -179,6 +179,26 @@ describe.each(["crun", "runc"] as const)("sandboxes made by %s", (runtime) => {
       });
       expect(performance.now() - started).toBeLessThan(10_000);
     });
+    test.each([0, 1, 3, 6, 10])("that is given up after %i ms ends, whatever it had come to", async (after) => {
+      const worker = await host.worker();
+      const started = performance.now();
+      const seconds = String(2000 + after);
+      const request = { args: ["sleep", seconds], timeoutSeconds: 60 };
+      await worker.call("execAborted", spec.id, request, after).catch((error: unknown) => {
+        expect(error).toMatchObject({ code: "cancelled" });
+      });
+      expect(performance.now() - started).toBeLessThan(20_000);
+      const { stdout } = await worker.call<{ stdout: string }>("exec", spec.id, { args: ["ps", "-o", "args"] });
+      expect(stdout).not.toContain(`sleep ${seconds}`);
+    });
+    test("while the container is removed says that it does not run", async () => {
+      const gone = await host.start();
+      const worker = await host.worker();
+      const ends = await worker.call<string[]>("execWhileRemoved", gone, { args: ["true"] });
+      expect(ends).toContain("invalid_state");
+      expect(new Set([...ends, "ended", "invalid_state"]).size).toBe(2);
+      await worker.call("freeSlot", gone.slot);
+    });
     test("keeps a bounded part of its output", async () => {
       const result = (await exec({ args: ["sh", "-c", "yes | head -c 5000000"] })) as {
         stdout: string;

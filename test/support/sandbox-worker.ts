@@ -3,6 +3,8 @@
  * kill it. It takes calls as JSON lines and answers each with one; ends of containers come as `{"exit": id}`.
  */
 import { createInterface } from "node:readline";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { ExecRequest } from "../../src/isolation/exec.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
 import type { Protection } from "../../src/isolation/plan/spec.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
@@ -17,6 +19,34 @@ sandboxes.onExit((id) => {
 
 const calls = {
   start: (spec: SandboxSpec, without: Protection[]) => sandboxes.start(spec, { without: new Set(without) }),
+  /** A command that is given up at once, or as soon as a timer can do it. */
+  execAborted: (id: string, request: ExecRequest, afterMs: number) => {
+    const abort = new AbortController();
+    const result = sandboxes.exec(id, { ...request, signal: abort.signal });
+    if (afterMs === 0) abort.abort();
+    else setTimeout(() => abort.abort(), afterMs);
+    return result;
+  },
+  /** Commands that come while a container is removed: how each ended. */
+  execWhileRemoved: async ({ id, slot }: SandboxSpec, request: ExecRequest) => {
+    let removed = false;
+    const removal = sandboxes.remove(id, slot).then(() => {
+      removed = true;
+    });
+    const ends: Promise<string>[] = [];
+    for (; !removed; await nextTurn()) {
+      if (ends.length > 40) continue;
+      const exec = sandboxes.exec(id, request);
+      ends.push(
+        exec.then(
+          () => "ended",
+          (error: unknown) => String(Reflect.get(error as object, "code")),
+        ),
+      );
+    }
+    await removal;
+    return Promise.all(ends);
+  },
 } as const;
 
 function print(value: object): void {

@@ -139,17 +139,20 @@ const lingerMs = 50;
 /**
  * Runs a program to its end, with its output in memory.
  * @param options.maxOutput bytes kept of each stream (1 MiB)
- * @param options.onTimeout what to do when `timeoutMs` have passed, instead of SIGKILL
+ * @param options.signal aborting it ends the program; its result is then as after any other end
+ * @param options.kill how to end it when `timeoutMs` have passed or the signal aborts, instead of SIGKILL
  */
 export async function run(
   options: Omit<SpawnOptions, "fds"> & {
     input?: Uint8Array;
     maxOutput?: number;
     timeoutMs?: number;
-    onTimeout?: (child: ChildProcess) => void;
+    signal?: AbortSignal;
+    kill?: (child: ChildProcess) => void;
   },
 ): Promise<RunResult> {
-  const { input, maxOutput = 1 << 20, timeoutMs, onTimeout } = options;
+  const { input, maxOutput = 1 << 20, timeoutMs, signal } = options;
+  const kill = options.kill ?? ((started) => started.kill(constants.signals.SIGKILL));
   const stdin = input === undefined ? null : openPipe();
   const stdout = openPipe();
   const stderr = openPipe();
@@ -172,14 +175,17 @@ export async function run(
       ? undefined
       : setTimeout(() => {
           timedOut = true;
-          if (onTimeout === undefined) child.kill(constants.signals.SIGKILL);
-          else onTimeout(child);
+          kill(child);
         }, timeoutMs);
+  const abort = (): void => kill(child);
+  signal?.addEventListener("abort", abort, { once: true });
+  if (signal?.aborted === true) abort();
   // Nothing else may keep the event loop alive until the end is seen.
   const watch = setInterval(reap, 500);
   const end = await child.ended;
   clearInterval(watch);
   clearTimeout(timer);
+  signal?.removeEventListener("abort", abort);
   const linger = setTimeout(() => {
     for (const stream of streams) stream.stop();
   }, lingerMs);
