@@ -1,0 +1,217 @@
+import type { ContainerSpec, ContainerStatus, Resources, Wanted } from "./container.ts";
+import type { Health, HealthSpec } from "./health.ts";
+import type { Image } from "./image.ts";
+import type { Protocol, PublishRequest } from "./port.ts";
+
+/**
+ * The rules of deployments. A deployment starts a container of a new image beside the one that its source's ports lead
+ * to, waits until it works, leads the ports to it and stops the old one. `nextDeployStep` is the whole order; each step is
+ * one transaction and safe to repeat, so whoever drives a deployment may die anywhere.
+ */
+export const deploymentStatuses = ["pending", "starting", "switching", "succeeded", "failed"] as const;
+export type DeploymentStatus = (typeof deploymentStatuses)[number];
+
+/** The container that a source's builds become: as it was asked, defaults filled in, but for image and name. */
+export interface DeployTemplate extends Resources {
+  spec: Omit<ContainerSpec, "image" | "tty" | "openStdin" | "autoRemove" | "pull">;
+  labels: Record<string, string>;
+}
+
+/** A published port of a container. hostAddress null: all of the host's. */
+export interface HeldPort {
+  id: string;
+  containerPort: number;
+  hostPort: number;
+  protocol: Protocol;
+  hostAddress: string | null;
+}
+
+/** The port of an image that exposes none and is told no other. */
+const usualPort = 8080;
+
+/** The image's `EXPOSE`d ports, which no request names yet. */
+export function exposedPorts(image: Image, given: readonly PublishRequest[]): PublishRequest[] {
+  return Object.keys(image.config.config?.ExposedPorts ?? {}).flatMap((text): PublishRequest[] => {
+    const match = /^(\d{1,5})(?:\/(tcp|udp))?$/.exec(text);
+    const containerPort = Number(match?.[1]);
+    const protocol = match?.[2] === "udp" ? "udp" : "tcp";
+    const already = given.some((port) => port.containerPort === containerPort && port.protocol === protocol);
+    const valid = match !== null && containerPort >= 1 && containerPort <= 65_535;
+    return already || !valid ? [] : [{ containerPort, protocol }];
+  });
+}
+
+/** The ports that a version is reached at: the template's, with `publishAll` the image's too, or else 8080. */
+export function deployedPorts({ spec }: DeployTemplate, image: Image): PublishRequest[] {
+  if (!spec.publishAll) return spec.ports;
+  const ports = [...spec.ports, ...exposedPorts(image, spec.ports)];
+  return ports.length > 0 ? ports : [{ containerPort: usualPort, protocol: "tcp" }];
+}
+
+/**
+ * How a new container's health is told: as the template or the image says (`asked` is undefined then), else by whether
+ * its first TCP port takes connections, so that clients are not led to a server that still starts. null: it need only run.
+ */
+export function deployedHealth(
+  { spec }: DeployTemplate,
+  image: Image,
+  ports: readonly PublishRequest[],
+): { asked?: HealthSpec | null } {
+  if (spec.healthcheck !== undefined) return { asked: spec.healthcheck };
+  if (image.config.config?.Healthcheck !== undefined) return {};
+  const port = ports.find(({ protocol }) => protocol === "tcp")?.containerPort;
+  if (port === undefined) return {};
+  return {
+    asked: {
+      probe: { tcp: { port } },
+      intervalSeconds: 10,
+      timeoutSeconds: 5,
+      retries: 3,
+      startPeriodSeconds: 60,
+      startIntervalSeconds: 0.1,
+    },
+  };
+}
+
+/** How a container gets its ports: those that it takes over from the container before it, and new ones. */
+export interface PortPlan {
+  take: { id: string; containerPort: number }[];
+  add: PublishRequest[];
+}
+
+/**
+ * All ports of the container before go on, also those that were published by hand: a deployment takes no address from
+ * clients. A wanted port is the one with its host port, else one with its container port, else one that nothing else
+ * wants, so that a new `EXPOSE` keeps the URL.
+ */
+export function planPorts(
+  wanted: readonly PublishRequest[],
+  own: readonly HeldPort[],
+  before: readonly HeldPort[],
+): PortPlan {
+  const free = { own: [...own], before: [...before] };
+  const plan: PortPlan = { take: [], add: [] };
+  const claim = (port: PublishRequest, fits: (held: HeldPort) => boolean): boolean => {
+    const same = (held: HeldPort) => held.protocol === port.protocol && fits(held);
+    const mine = free.own.findIndex(same);
+    if (mine >= 0) return free.own.splice(mine, 1).length > 0;
+    const theirs = free.before.findIndex(same);
+    const [taken] = theirs < 0 ? [] : free.before.splice(theirs, 1);
+    if (taken !== undefined) plan.take.push({ id: taken.id, containerPort: port.containerPort });
+    return taken !== undefined;
+  };
+  const anywhere = (address: string | undefined) =>
+    address === undefined || address === "0.0.0.0" ? null : address;
+  const fixed = wanted.filter((port) => port.hostPort !== undefined);
+  const automatic = wanted.filter((port) => port.hostPort === undefined);
+  for (const port of fixed) {
+    const { hostPort } = port;
+    const address = anywhere(port.hostAddress);
+    if (!claim(port, (held) => held.hostPort === hostPort && held.hostAddress === address)) plan.add.push(port);
+  }
+  const unplaced = automatic.filter((port) => !claim(port, (held) => held.containerPort === port.containerPort));
+  for (const port of unplaced) if (!claim(port, () => true)) plan.add.push(port);
+  for (const port of free.before) plan.take.push({ id: port.id, containerPort: port.containerPort });
+  return plan;
+}
+
+/** A deployment's container, or the one before, as rows show it. */
+export interface DeployedContainer {
+  wanted: Wanted;
+  status: ContainerStatus;
+  restartCount: number;
+  health: Health | null;
+  exitCode: number | null;
+  reason: string | null;
+  detail: string | null;
+  /** Milliseconds since its run began. */
+  ranMs: number;
+  /** How many of its ports the host has not applied. */
+  pendingPorts: number;
+}
+
+export interface DeploymentView {
+  status: DeploymentStatus;
+  /** Milliseconds since the deployment was made. */
+  ageMs: number;
+  /** null: not made yet, or gone. */
+  container: DeployedContainer | null;
+  /** What else is left of the source's earlier containers. */
+  others: { wanted: Wanted; status: ContainerStatus }[];
+  /** Another deployment of the source is between its switch and its end. */
+  otherSwitching: boolean;
+}
+
+export type DeployStep =
+  /** Make the container, on its host beside the one before. */
+  | { step: "create" }
+  /** Lead the ports to it. */
+  | { step: "switch" }
+  /** It serves: record it, and ask the containers before it to stop. */
+  | { step: "finish" }
+  /** Those have ended: remove them. */
+  | { step: "remove" }
+  | { step: "wait"; atMostMs: number }
+  /** It never came to serve; the one before goes on. */
+  | { step: "fail"; code: DeployFailure; detail: string }
+  | { step: "done" };
+
+export type DeployFailure = "container_ended" | "not_healthy" | "deploy_timeout" | "host_port_in_use";
+
+/** A container without a health check works when it has run for so long. */
+const steadyMs = 1_000;
+/** A pull of its layers and a slow start included. */
+const patienceMs = 15 * 60_000;
+/** Wake-ups may be lost: so often rows are looked at without one. */
+const pollMs = 1_000;
+
+const live: readonly ContainerStatus[] = ["starting", "running", "paused", "stopping", "restarting"];
+
+export function nextDeployStep(view: DeploymentView): DeployStep {
+  const { container } = view;
+  const wait: DeployStep = { step: "wait", atMostMs: pollMs };
+  switch (view.status) {
+    case "failed":
+      return { step: "done" };
+    case "pending":
+      return view.otherSwitching ? wait : { step: "create" };
+    case "starting":
+      return whileStarting(view, container) ?? wait;
+    case "switching": {
+      const applied = container === null || container.pendingPorts === 0 || !live.includes(container.status);
+      return applied ? { step: "finish" } : wait;
+    }
+    case "succeeded": {
+      if (view.others.length === 0) return { step: "done" };
+      return view.others.some(({ wanted, status }) => wanted === "stopped" && !live.includes(status))
+        ? { step: "remove" }
+        : wait;
+    }
+  }
+}
+
+function whileStarting(view: DeploymentView, container: DeployedContainer | null): DeployStep | null {
+  const fail = (code: DeployFailure, detail: string): DeployStep => ({ step: "fail", code, detail });
+  if (container === null || container.wanted === "removed") {
+    return fail("container_ended", "The new container was removed before it served.");
+  }
+  const { status, health, exitCode, reason, detail } = container;
+  if (reason === "host_port_in_use") return fail(reason, detail ?? "A process of the host has the port.");
+  if (status === "exited" || status === "failed" || status === "restarting" || container.restartCount > 0) {
+    const how = exitCode === null ? (detail ?? reason ?? "nobody saw how") : `with exit code ${exitCode}`;
+    return fail("container_ended", `The new container ended before it served: ${how}.`);
+  }
+  if (container.wanted !== "running") return fail("container_ended", "The new container was stopped before it served.");
+  if (health === "unhealthy") return fail("not_healthy", `The new container never became healthy: ${detail ?? ""}.`);
+  if (status === "running" && container.pendingPorts === 0) {
+    if (health === "healthy") return { step: "switch" };
+    if (health === null) {
+      return container.ranMs >= steadyMs
+        ? { step: "switch" }
+        : { step: "wait", atMostMs: Math.ceil(steadyMs - container.ranMs) };
+    }
+  }
+  return view.ageMs > patienceMs
+    ? fail("deploy_timeout", `The new container did not come to serve within ${patienceMs / 60_000} minutes.`)
+    : null;
+}
