@@ -1,4 +1,5 @@
 import type { ContainerSpec, ContainerStatus, RestartPolicy, Wanted } from "../core/container.ts";
+import type { Health } from "../core/health.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
 import { type Fragment, lifetime, read, type Sql, type Tx } from "./scope.ts";
@@ -36,6 +37,7 @@ export interface ContainerRow {
   detail: string | null;
   oomKilled: boolean;
   restartCount: number;
+  health: Health | null;
   ports: ContainerPort[];
   createdAt: string;
   startedAt: string | null;
@@ -62,7 +64,7 @@ function view(sql: Sql, where: Fragment): Fragment {
           else c.status
         end as status,
         c.host_id as "hostId", h.address as "hostAddress", c.ip_address as "ipAddress", c.exit_code as "exitCode",
-        c.reason, c.detail, c.oom_killed as "oomKilled", c.restart_count as "restartCount",
+        c.reason, c.detail, c.oom_killed as "oomKilled", c.restart_count as "restartCount", c.health,
         (select coalesce(json_agg(json_build_object('id', p.id, 'containerPort', p.container_port, 'hostPort', p.host_port,
             'protocol', p.protocol, 'hostAddress', host(p.host_address), 'status', p.status) order by p.created_at, p.id), '[]')
           from ports p where p.container_id = c.id) as ports,

@@ -1,5 +1,6 @@
 import type postgres from "postgres";
 import type { ContainerSpec, ContainerStatus, Wanted } from "../core/container.ts";
+import type { Health } from "../core/health.ts";
 import type { Image } from "../core/image.ts";
 import type { PortMapping } from "../core/port.ts";
 import { topics } from "./wakeups.ts";
@@ -27,6 +28,7 @@ export interface InboxContainer {
   restartInMs: number | null;
   /** Milliseconds since the last run began; 0 before the first. */
   ranMs: number;
+  health: Health | null;
   image: Image | null;
   ports: (PortMapping & { status: "pending" | "active" | "removing" })[];
 }
@@ -45,6 +47,7 @@ export interface SeenPatch {
   detail?: string | null;
   oomKilled?: boolean;
   restartCount?: number;
+  health?: Health | null;
   /** Milliseconds from now until the automatic restart. */
   restartInMs?: number | null;
   started?: true;
@@ -66,7 +69,7 @@ const columns = (sql: Sql) => sql`c.id, c.project_id "projectId", c.name, c.spec
   c.wanted_run::int "wantedRun", c.signals, c.seen_rev::int "seenRev", c.run::int run, c.status, c.slot,
   c.restart_count "restartCount", (extract(epoch from c.restart_at - now()) * 1000)::float8 "restartInMs",
   coalesce(extract(epoch from now() - c.started_at) * 1000, 0)::float8 "ranMs",
-  (select jsonb_build_object('digest', i.digest, 'mediaType', i.media_type, 'config', i.config, 'layers', i.layers)
+  c.health, (select jsonb_build_object('digest', i.digest, 'mediaType', i.media_type, 'config', i.config, 'layers', i.layers)
      from images i where i.project_id = c.project_id and i.digest = c.image_digest) image,
   (select coalesce(jsonb_agg(jsonb_build_object('id', p.id, 'containerPort', p.container_port, 'hostPort', p.host_port,
      'protocol', p.protocol, 'hostAddress', case when masklen(p.host_address) = 0 then null else host(p.host_address) end,
@@ -116,6 +119,7 @@ const patched = (
     ["detail", "detail", "text"],
     ["oom_killed", "oomKilled", "boolean"],
     ["restart_count", "restartCount", "int"],
+    ["health", "health", "text"],
   ] as const
 )
   .map(
@@ -151,6 +155,28 @@ export async function writeSeen(
     select id seen, pg_notify('berth', id),
       (select pg_notify('berth', ${topics.events(container.projectId)}) from told limit 1) from seen`;
   return rows.length === 1;
+}
+
+/**
+ * Records what a running container's checks have found, with its event. Only while that run goes on: the end of a run
+ * is told by writeSeen alone.
+ */
+export async function writeHealth(
+  sql: Sql,
+  fence: Fence,
+  container: { id: string; run: number },
+  health: Health,
+  why: string | null,
+): Promise<void> {
+  const data = JSON.stringify(why === null ? {} : { detail: why });
+  await sql`
+    with seen as (update containers set health = ${health}, detail = ${why},
+        reason = case when ${why !== null}::boolean then 'unhealthy' end
+      where id = ${container.id} and run = ${container.run} and status = 'running' and ${held(sql, fence)}
+      returning id, project_id),
+    told as (insert into events (project_id, type, subject_id, data)
+      select project_id, ${`container.${health}`}, id, ${data}::text::jsonb from seen)
+    select pg_notify('berth', id), pg_notify('berth', 'events:' || project_id) from seen`;
 }
 
 /** Deletes the row of a container of which the host has nothing left; its ports go with it. */
