@@ -1,5 +1,5 @@
 import { watch } from "node:fs";
-import { type FileHandle, open, stat } from "node:fs/promises";
+import { LogFile } from "./log-file.ts";
 
 /** One line of a container's log. `partial`: the monitor split a long line here. */
 export interface LogLine {
@@ -26,64 +26,16 @@ export function parseLogLine(line: string): LogLine | null {
   return { at, stream: stream === "stderr" ? "stderr" : "stdout", text, partial: kind === "P" };
 }
 
-function selects(filter: LogFilter): (line: LogLine) => boolean {
+/** Parses a line; null: not one, or not one that the filter lets through. */
+function selector(filter: LogFilter): (text: string) => LogLine | null {
   const since = filter.since === undefined ? Number.NEGATIVE_INFINITY : Date.parse(filter.since);
   const until = filter.until === undefined ? Number.POSITIVE_INFINITY : Date.parse(filter.until);
-  return (line) => {
-    if (!filter[line.stream]) return false;
+  return (text) => {
+    const line = parseLogLine(text);
+    if (line === null || !filter[line.stream]) return null;
     const at = Date.parse(line.at);
-    return at >= since && at <= until;
+    return at >= since && at <= until ? line : null;
   };
-}
-
-/** Yields complete lines appended to a file since the last call; knows when the monitor began a new file. */
-class Tailer {
-  readonly #path: string;
-  #file: FileHandle | null = null;
-  #inode = 0;
-  #offset = 0;
-  #rest: Buffer = Buffer.alloc(0);
-
-  constructor(path: string) {
-    this.#path = path;
-  }
-
-  async *lines(): AsyncGenerator<string> {
-    const current = await stat(this.#path).catch(() => null);
-    if (this.#file !== null && current !== null && current.ino !== this.#inode) {
-      yield* this.#read();
-      await this.close();
-    }
-    if (this.#file === null) {
-      if (current === null) return;
-      this.#file = await open(this.#path, "r");
-      this.#inode = current.ino;
-      this.#offset = 0;
-      this.#rest = Buffer.alloc(0);
-    }
-    yield* this.#read();
-  }
-
-  async *#read(): AsyncGenerator<string> {
-    const chunk = Buffer.allocUnsafe(65_536);
-    for (;;) {
-      const { bytesRead } = (await this.#file?.read(chunk, 0, chunk.length, this.#offset)) ?? { bytesRead: 0 };
-      if (bytesRead === 0) return;
-      this.#offset += bytesRead;
-      const data = Buffer.concat([this.#rest, chunk.subarray(0, bytesRead)]);
-      let start = 0;
-      for (let end = data.indexOf(10, start); end >= 0; end = data.indexOf(10, start)) {
-        yield data.toString("utf8", start, end);
-        start = end + 1;
-      }
-      this.#rest = data.subarray(start);
-    }
-  }
-
-  async close(): Promise<void> {
-    await this.#file?.close();
-    this.#file = null;
-  }
 }
 
 /**
@@ -95,29 +47,22 @@ export async function* readLog(
   filter: LogFilter,
   follow: { ended: () => Promise<boolean>; signal: AbortSignal } | null,
 ): AsyncGenerator<LogLine> {
-  const tailer = new Tailer(path);
-  const wanted = selects(filter);
+  const file = new LogFile(path);
+  const wanted = selector(filter);
   try {
-    let last: LogLine[] | null = filter.tail === undefined ? null : [];
+    if (filter.tail !== undefined) await file.skipToLast(filter.tail, (text) => wanted(text) !== null);
     for (;;) {
       // Asked before reading: what was written before the end is then surely read.
       const ended = follow === null || follow.signal.aborted || (await follow.ended());
-      for await (const text of tailer.lines()) {
-        const line = parseLogLine(text);
-        if (line === null || !wanted(line)) continue;
-        if (last === null) yield line;
-        else {
-          last.push(line);
-          if (last.length > (filter.tail ?? 0)) last.shift();
-        }
+      for await (const text of file.lines()) {
+        const line = wanted(text);
+        if (line !== null) yield line;
       }
-      if (last !== null) yield* last;
-      last = null;
       if (ended) return;
       await changed(path, follow.signal);
     }
   } finally {
-    await tailer.close();
+    await file.close();
   }
 }
 

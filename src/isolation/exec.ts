@@ -102,14 +102,16 @@ function execProcess(base: ProcessSpec, rootfs: string, request: ExecRequest): P
  * that nobody knows, so it is only killed when it makes no progress.
  */
 async function endProgram(runtime: ChildProcess, pidFile: string): Promise<void> {
-  let ended = false;
+  const ended = new AbortController();
   void runtime.ended.then(() => {
-    ended = true;
+    ended.abort();
   });
-  for (const patience = performance.now() + runtimePatienceMs; !ended; await sleep(5)) {
+  const patience = performance.now() + runtimePatienceMs;
+  while (!ended.signal.aborted) {
     const program = pidOf(pidFile);
     if (program !== null) signalProcess(program, SIGKILL);
     else if (performance.now() > patience) runtime.kill(SIGKILL);
+    await sleep(5);
   }
 }
 

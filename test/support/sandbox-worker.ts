@@ -29,12 +29,13 @@ const calls = {
   },
   /** Commands that come while a container is removed: how each ended. */
   execWhileRemoved: async ({ id, slot }: SandboxSpec, request: ExecRequest) => {
-    let removed = false;
-    const removal = sandboxes.remove(id, slot).then(() => {
-      removed = true;
+    const removed = new AbortController();
+    const removal = sandboxes.remove(id, slot).finally(() => {
+      removed.abort();
     });
     const ends: Promise<string>[] = [];
-    for (; !removed; await nextTurn()) {
+    while (!removed.signal.aborted) {
+      await nextTurn();
       if (ends.length > 40) continue;
       const exec = sandboxes.exec(id, request);
       ends.push(
