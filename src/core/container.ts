@@ -1,3 +1,5 @@
+import type { HealthSpec } from "./health.ts";
+import type { Placement } from "./placement.ts";
 import type { PublishRequest } from "./port.ts";
 
 /** What the API wants of a container. `removed` is final: the row goes once the host has nothing left of it. */
@@ -39,7 +41,8 @@ export interface ContainerSpec {
   env: Record<string, string>;
   workingDirectory?: string;
   user?: string;
-  hostname: string;
+  /** Absent: defaultHostname. */
+  hostname?: string;
   tty: boolean;
   openStdin: boolean;
   publishAll: boolean;
@@ -51,6 +54,18 @@ export interface ContainerSpec {
   readOnlyRootfs: boolean;
   capabilities: { add: string[]; drop: string[] };
   pull: "missing" | "always" | "never";
+  /** Absent: any host. */
+  placement?: Placement;
+  /** null: none, whatever the image says. */
+  healthcheck?: HealthSpec | null;
+}
+
+/**
+ * What a container is called inside when nobody named it: by its address, which it keeps as long as it lives. Not by its
+ * name or id, so that a sandbox can be complete before it is known for which container.
+ */
+export function defaultHostname(ipv4: string | null): string {
+  return ipv4 === null ? "localhost" : `ip-${ipv4.replaceAll(".", "-")}`;
 }
 
 /** What the worker saw when a run of a container ended. `exitCode` null: unknown. */

@@ -2,6 +2,7 @@ import { mkdir, rm } from "node:fs/promises";
 import { constants } from "node:os";
 import { endReason, nextStep, type Seen, type Step, type StopProgress } from "../core/converge.ts";
 import { BerthError, toBerthError } from "../core/errors.ts";
+import { healthSpec } from "../core/health.ts";
 import type { Image } from "../core/image.ts";
 import { signalNumber } from "../core/signals.ts";
 import {
@@ -10,14 +11,16 @@ import {
   readContainer,
   readInbox,
   type SeenPatch,
+  writeHealth,
   writePorts,
   writeSeen,
 } from "../db/inbox.ts";
 import { isDatabaseAway } from "../db/scope.ts";
 import { armFailpoint, type ReachFailpoint } from "../isolation/failpoint.ts";
+import { HealthChecks } from "./health.ts";
 import { ensureImage, ensureLayers } from "./images.ts";
 import { Inbox } from "./inbox.ts";
-import { containerSandbox } from "./sandbox-spec.ts";
+import { containerTemplate } from "./sandbox-spec.ts";
 import type { Services } from "./services.ts";
 
 /** Where a container's log is kept on its host; it lives as long as the container. */
@@ -48,13 +51,23 @@ export class Converger {
   /** Slots taken for containers whose rows may not name them: the write was not answered. The next start takes it up. */
   readonly #unrecorded = new Map<string, number>();
   readonly #inbox: Inbox<InboxContainer>;
+  readonly #health: HealthChecks;
   #closed = false;
 
   constructor(services: Services, more: { rebooted: boolean }) {
     this.#services = services;
     this.#rebooted = more.rebooted;
     this.#reach = armFailpoint(services.config.failpoint);
-    const { connection, host } = services;
+    const { connection, host, sandboxes, log } = services;
+    this.#health = new HealthChecks({
+      exec: (id, request) => sandboxes.exec(id, request),
+      record: (container, health, why) =>
+        writeHealth(connection.sql, { hostId: host.id, session: host.session }, container, health, why),
+      failed: (error, id) => {
+        log.warn({ err: error, container: id }, "a container's health was not recorded");
+        this.#wakeIn(id, 1000);
+      },
+    });
     this.#inbox = new Inbox(
       () => readInbox(connection.sql, host.id),
       (id, fresh) => this.wake(id, fresh),
@@ -82,6 +95,7 @@ export class Converger {
   /** Takes no further steps; containers stay as they are. */
   close(): void {
     this.#closed = true;
+    this.#health.close();
     for (const timer of this.#timers.values()) clearTimeout(timer);
     for (const drive of this.#drives.values()) drive.abort.abort();
   }
@@ -129,8 +143,10 @@ export class Converger {
       seen,
       this.#stopProgress(id),
     );
+    if (step.step !== "settled" && step.step !== "deliverSignals") this.#health.forget(id);
     switch (step.step) {
       case "settled":
+        if (seen.state === "running") this.#watch(container);
         await this.#settle(container, seen);
         return "done";
       case "start":
@@ -139,7 +155,13 @@ export class Converger {
       case "adopt":
         await this.#write(
           container,
-          { status: "running", reason: null, detail: null, started: true },
+          {
+            status: "running",
+            reason: null,
+            detail: null,
+            started: true,
+            health: firstHealth(container, container.image),
+          },
           "container.started",
         );
         return "more";
@@ -182,6 +204,15 @@ export class Converger {
         await this.#erase(container);
         return "done";
     }
+  }
+
+  /** Has the container's health checked for as long as this run goes on. */
+  #watch(container: InboxContainer): void {
+    const { id, run, slot, ranMs } = container;
+    const spec = healthSpec(container.spec.healthcheck, container.image?.config.config?.Healthcheck);
+    if (spec === null || slot === null) return;
+    const address = this.#services.sandboxes.addressOf(slot);
+    this.#health.watch({ id, run, address, spec, ranMs, health: container.health ?? "starting" });
   }
 
   #stopProgress(id: string): StopProgress {
@@ -227,7 +258,8 @@ export class Converger {
       if (seen.state !== "absent") await sandboxes.release(id);
       this.#stops.delete(id);
       const image = await this.#image(container, drive, begun);
-      const slot = container.slot ?? this.#unrecorded.get(id) ?? sandboxes.takeSlot();
+      const template = containerTemplate(container, image, await this.#services.layers.lowers(image.layers));
+      const slot = container.slot ?? this.#unrecorded.get(id) ?? sandboxes.takeSlot(template);
       this.#unrecorded.set(id, slot);
       const ipAddress = sandboxes.addressOf(slot);
       // Beside the effects, but before the process is let go. Effects of a start that was never recorded are found by
@@ -239,8 +271,7 @@ export class Converger {
       recorded.catch(() => undefined);
       const log = logPath(config.dataDir, id);
       await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
-      const layers = await this.#services.layers.lowers(image.layers);
-      const { pid } = await sandboxes.start(containerSandbox(container, image, { slot, layers, log }), { recorded });
+      const { pid } = await sandboxes.start({ ...template, id, slot, log }, { recorded });
       this.#reach("converge.started");
       const wanted = container.ports.filter((port) => port.status !== "removing");
       await sandboxes.publish(id, wanted);
@@ -252,6 +283,7 @@ export class Converger {
           status: "running",
           pid,
           started: true,
+          health: firstHealth(container, image),
           ...(container.signals.length > 0 ? {} : { seenRev: container.wantedRev }),
         },
         "container.started",
@@ -315,6 +347,7 @@ export class Converger {
         status: again ? "restarting" : "exited",
         restartInMs: step.restartInMs,
         pid: null,
+        health: null,
         exitCode,
         oomKilled,
         reason,
@@ -386,6 +419,11 @@ export class Converger {
     if (Object.values(change).every((list) => list.length === 0)) return;
     await writePorts(connection.sql, { hostId: host.id, session: host.session }, container, change);
   }
+}
+
+/** The health of a run that begins; null: nothing checks it. */
+function firstHealth(container: InboxContainer, image: Image | null): "starting" | null {
+  return healthSpec(container.spec.healthcheck, image?.config.config?.Healthcheck) === null ? null : "starting";
 }
 
 /** The signal that asks the container to end: its own, else the image's, else SIGTERM. */

@@ -1,7 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import type { InboxContainer } from "../db/inbox.ts";
-import type { SandboxSpec } from "../isolation/sandbox-spec.ts";
+import type { SandboxTemplate } from "../isolation/sandbox-spec.ts";
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -10,7 +10,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
  * container drops the image's command, as Docker's does.
  * @throws BerthError `command_not_found` when neither names a command.
  */
-export function containerProcess(container: InboxContainer, image: Image): SandboxSpec["process"] {
+export function containerProcess(container: InboxContainer, image: Image): SandboxTemplate["process"] {
   const { spec } = container;
   const from = image.config.config ?? {};
   const entrypoint = spec.entrypoint ?? from.Entrypoint ?? [];
@@ -19,10 +19,7 @@ export function containerProcess(container: InboxContainer, image: Image): Sandb
   if (args.length === 0) {
     throw new BerthError("command_not_found", "Neither the image nor the container names a command to run.");
   }
-  const env = new Map<string, string>([
-    ["PATH", defaultPath],
-    ["HOSTNAME", spec.hostname],
-  ]);
+  const env = new Map<string, string>([["PATH", defaultPath]]);
   for (const entry of from.Env ?? []) {
     const equals = entry.indexOf("=");
     if (equals > 0) env.set(entry.slice(0, equals), entry.slice(equals + 1));
@@ -40,24 +37,17 @@ export function containerProcess(container: InboxContainer, image: Image): Sandb
 }
 
 /** The sandbox of a container's run. `layers`: paths of the image's mounted layers, lowest first. */
-export function containerSandbox(
-  container: InboxContainer,
-  image: Image,
-  run: { slot: number; layers: string[]; log: string },
-): SandboxSpec {
+export function containerTemplate(container: InboxContainer, image: Image, layers: readonly string[]): SandboxTemplate {
   const { spec } = container;
   return {
-    id: container.id,
-    slot: run.slot,
     projectId: container.projectId,
-    layers: run.layers,
+    layers,
     process: containerProcess(container, image),
-    hostname: spec.hostname,
+    hostname: spec.hostname ?? null,
     limits: { cpus: container.cpus, memory: container.memory, pids: container.pids, disk: container.disk },
     readOnlyRootfs: spec.readOnlyRootfs,
     profile: "container",
     capabilities: spec.capabilities,
     network: "project",
-    log: run.log,
   };
 }

@@ -2,12 +2,12 @@ import { randomUUID } from "node:crypto";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { BerthError } from "../core/errors.ts";
+import { userOf } from "./account.ts";
 import { identify, type ProcessId, signalProcess } from "./apply/process.ts";
 import { runtimeError } from "./apply/runtime.ts";
 import { type ChildProcess, run } from "./apply/spawn.ts";
 import type { Parts } from "./parts.ts";
 import type { ProcessSpec, RuntimeSpec } from "./plan/spec.ts";
-import { userOf } from "./start.ts";
 
 /** A program to run once inside a running container; what is left out is as the container's own process has it. */
 export interface ExecRequest {

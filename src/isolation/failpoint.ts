@@ -1,7 +1,7 @@
 /**
  * Places between every two effects of a start, release and removal, at which a test can have the worker killed to see
- * that the next one finds its way. `slot.*` is what makes a slot ready, in the pool or as the beginning of a start;
- * `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts).
+ * that the next one finds its way. `slot.*` is what makes a slot ready and `create.*` what makes a sandbox on it, in the pool or as the
+ * beginning of a start; `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts).
  */
 export const failpoints = [
   "slot.directory",
@@ -10,14 +10,15 @@ export const failpoints = [
   "slot.disk",
   "slot.mount",
   "slot.monitor",
+  "create.owner",
+  "create.rootfs",
+  "create.files",
+  "create.config",
+  "create.process",
   "start.owner",
   "start.link",
   "start.log",
   "start.admit",
-  "start.rootfs",
-  "start.files",
-  "start.config",
-  "start.create",
   "start.record",
   "start.go",
   "release.monitor",

@@ -4,7 +4,8 @@ import type { ProcessId } from "./apply/process.ts";
 
 /** What a worker writes down about a slot for itself and its successors. Each note is whole or not there. */
 export interface OwnerNote {
-  id: string;
+  /** The container; null: nobody's yet. */
+  id: string | null;
   projectId: string;
   network: "project" | "none";
 }

@@ -1,7 +1,10 @@
 import type { Log } from "../log.ts";
+import { type Created, createSandbox } from "./create.ts";
 import type { Parts } from "./parts.ts";
 import { discardPrepared, type Prepared, prepareSlot } from "./prepare.ts";
+import { Recent } from "./recent.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
+import type { SandboxTemplate } from "./sandbox-spec.ts";
 
 /** Slots kept ready. Each costs a parked monitor (0.7 MB), a link and a sparse file. */
 const readySlots = 8;
@@ -12,14 +15,23 @@ const retryMs = 5000;
 /** What most containers are: no terminal, a network, the usual disk. */
 const usual = { network: "project", tty: false, stdin: false, keepDisk: false } as const;
 
-/** Slots that were made ready ahead of need: a start that finds one saves 6 ms. */
+/** What waits on a slot for its container: a sandbox, or a slot that needs one yet. */
+export type Waiting = Created | Prepared;
+
+/**
+ * What was made ready ahead of need. A start that finds a ready slot saves 6 ms. One that finds a sandbox of its own
+ * template, all of it made but its process let go, needs no runtime at all: what was started lately is kept ready once
+ * more (recent.ts), since the same thing is often started again, as the next of several, or after a change of plans.
+ */
 export class Pool {
   readonly #parts: Parts;
   readonly #log: Log;
   readonly #disk: number;
   readonly #claim: () => number | null;
   readonly #free: (slot: number) => void;
+  readonly #recent = new Recent();
   readonly #ready: Prepared[] = [];
+  readonly #created: Created[] = [];
   #timer: NodeJS.Timeout | undefined;
   #work: Promise<void> = Promise.resolve();
   #busy = 0;
@@ -38,14 +50,18 @@ export class Pool {
     this.#free = free;
   }
 
-  get slots(): number[] {
-    return this.#ready.map((prepared) => prepared.slot);
+  /** What is ready for a container of this template, or for any; now the caller's. null: nothing is. */
+  take(key: string | null): Waiting | null {
+    this.touch();
+    const index = this.#created.findIndex((created) => created.key === key);
+    return this.#created.splice(index, index < 0 ? 0 : 1)[0] ?? this.#ready.shift() ?? null;
   }
 
-  /** A slot that is ready, now the caller's; null: none is. */
-  take(): Prepared | null {
-    this.touch();
-    return this.#ready.shift() ?? null;
+  /** Something was started, which makes it likely to be started again. */
+  started(template: SandboxTemplate): void {
+    const { profile, network, process, limits } = template;
+    const isUsual = profile === "container" && network === usual.network && !process.tty && !process.stdin;
+    if (isUsual && limits.disk === this.#disk) this.#recent.add(template);
   }
 
   /** Fills again, once it is quiet. */
@@ -69,7 +85,7 @@ export class Pool {
     this.#closed = true;
     clearTimeout(this.#timer);
     await this.#work;
-    await Promise.all(this.#ready.splice(0).map((prepared) => this.#giveUp(prepared)));
+    await Promise.all([...this.#ready.splice(0), ...this.#created.splice(0)].map((waiting) => this.#giveUp(waiting)));
   }
 
   #wait(ms: number): void {
@@ -86,35 +102,71 @@ export class Pool {
     this.#work = this.#work.then(work);
   }
 
+  /** One step; the next comes when it has been quiet again. */
   async #fill(): Promise<void> {
     // Who is busy calls again when it is over.
-    if (this.#closed || this.#busy > 0 || this.#ready.length >= readySlots) return;
+    if (this.#closed || this.#busy > 0) return;
+    const { missing, surplus, nextMs } = this.#recent.compare(this.#created);
+    const old = this.#created.find((created) => surplus.has(created));
+    const prepared = missing === null ? undefined : this.#ready.shift();
+    if (old !== undefined) {
+      this.#created.splice(this.#created.indexOf(old), 1);
+      await this.#giveUp(old);
+    } else if (missing !== null && prepared !== undefined) {
+      if (!(await this.#create(missing, prepared))) this.#recent.drop(missing);
+    } else if (this.#ready.length < readySlots) {
+      if (!(await this.#prepare())) {
+        this.#wait(retryMs);
+        return;
+      }
+    } else {
+      if (nextMs !== null) this.#wait(nextMs);
+      return;
+    }
+    this.#wait(idleMs);
+  }
+
+  async #prepare(): Promise<boolean> {
     const slot = this.#claim();
-    if (slot === null) return;
+    if (slot === null) return false;
     try {
       const prepared = await prepareSlot(this.#parts, slot, { ...usual, disk: this.#disk });
       this.#ready.push(prepared);
-      void prepared.monitor.ended.then(() => this.#dropped(prepared));
-      this.#wait(idleMs);
+      void prepared.monitor.ended.then(() => this.#dropped(this.#ready, prepared));
+      return true;
     } catch (error) {
       this.#log.warn({ err: error, slot }, "a sandbox could not be prepared");
       await this.#clear(slot);
-      this.#wait(retryMs);
+      return false;
+    }
+  }
+
+  async #create(template: SandboxTemplate, prepared: Prepared): Promise<boolean> {
+    const { slot } = prepared;
+    try {
+      const created = await createSandbox(this.#parts, template, prepared, new Set());
+      this.#created.push(created);
+      void created.ended.then(() => this.#dropped(this.#created, created));
+      return true;
+    } catch (error) {
+      this.#log.warn({ err: error, slot }, "a sandbox could not be created ahead");
+      await this.#clear(slot);
+      return false;
     }
   }
 
   /** A monitor that ended while it was waiting makes its slot useless. */
-  #dropped(prepared: Prepared): void {
-    const index = this.#ready.indexOf(prepared);
+  #dropped<W extends Waiting>(list: W[], waiting: W): void {
+    const index = list.indexOf(waiting);
     if (index < 0) return;
-    this.#ready.splice(index, 1);
-    this.#then(() => this.#giveUp(prepared));
+    list.splice(index, 1);
+    this.#then(() => this.#giveUp(waiting));
     this.#wait(idleMs);
   }
 
-  async #giveUp(prepared: Prepared): Promise<void> {
-    discardPrepared(prepared);
-    await this.#clear(prepared.slot);
+  async #giveUp(waiting: Waiting): Promise<void> {
+    if ("namespaces" in waiting) discardPrepared(waiting);
+    await this.#clear(waiting.slot);
   }
 
   async #clear(slot: number): Promise<void> {

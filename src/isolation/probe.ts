@@ -51,5 +51,5 @@ function exitOf(parts: Parts, slot: number): SandboxState | null {
 
 function wasOomKilled(parts: Parts, slot: number): boolean {
   const owner = readOwner(parts.slot(slot).owner);
-  return owner !== null && parts.cgroups.oomKilled(cgroupPath(parts.layout, owner.projectId, owner.id));
+  return owner !== null && parts.cgroups.oomKilled(cgroupPath(parts.layout, owner.projectId, slot));
 }

@@ -22,7 +22,7 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
   const { reach, layout } = parts;
   const paths = parts.slot(slot);
   const owner = readOwner(paths.owner);
-  const cgroup = owner === null ? null : cgroupPath(layout, owner.projectId, owner.id);
+  const cgroup = owner === null ? null : cgroupPath(layout, owner.projectId, slot);
 
   // The monitor first: one that a dead worker left behind may be about to create its container.
   const monitorEnded = endMonitor(parts, slot);
@@ -54,8 +54,8 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
   reach("release.exit");
   rmSync(paths.dir, { recursive: true, force: true, maxRetries: 3, retryDelay: 10 });
   reach("release.directory");
-  const link = id ?? owner?.id;
-  if (link !== undefined) rmSync(`${layout.links}/${link}`, { force: true });
+  const link = id ?? owner?.id ?? null;
+  if (link !== null) rmSync(`${layout.links}/${link}`, { force: true });
   reach("release.link");
 }
 

@@ -15,9 +15,9 @@ import { cgroupPath, layout } from "./plan/layout.ts";
 import type { Protection } from "./plan/spec.ts";
 import { probeSlot, type SandboxState } from "./probe.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
-import type { SandboxSpec } from "./sandbox-spec.ts";
+import type { SandboxSpec, SandboxTemplate } from "./sandbox-spec.ts";
 import { Slots } from "./slots.ts";
-import { startPrepared } from "./start.ts";
+import { startSandbox } from "./start.ts";
 import { linkedSlots, sweep } from "./sweep.ts";
 import { Views } from "./views.ts";
 
@@ -106,9 +106,12 @@ export class Sandboxes {
     this.#slots.begin(slots.values());
   }
 
-  /** A slot that nobody has, ready to start if possible. It is the caller's until freeSlot. */
-  takeSlot(): number {
-    return this.#slots.take();
+  /**
+   * A slot that nobody has, ready to start if possible. It is the caller's until freeSlot.
+   * @param template what is to be started on it, if that is known: there may be a sandbox ready for it
+   */
+  takeSlot(template: SandboxTemplate | null = null): number {
+    return this.#slots.take(template);
   }
 
   /** Gives a slot back, once nothing of it is left (`remove`) and no row names it. */
@@ -132,27 +135,27 @@ export class Sandboxes {
   /**
    * Starts a process in a sandbox of its own; returns once it has been let go. On failure nothing is left but the disk
    * and log of the slot.
-   * @param more.recorded awaited before the process is let go: the caller's record that it is about to run. When it
+   * @param recorded awaited before the process is let go: the caller's record that it is about to run. When it
    * rejects, the start fails
-   * @param more.without protections to leave out; for tests that show what each of them prevents
+   * @param without protections to leave out; for tests that show what each of them prevents
    * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`, `disk_full`, `start_failed`
    */
   async start(
     spec: SandboxSpec,
-    more: { recorded?: Promise<unknown>; without?: ReadonlySet<Protection> } = {},
+    { recorded, without = new Set() }: { recorded?: Promise<unknown>; without?: ReadonlySet<Protection> } = {},
   ): Promise<{ pid: number; startedAt: Date }> {
     if (!/^[\w-]{1,80}$/.test(spec.id)) throw new RangeError("an id is made of letters, digits, `_` and `-`");
     if (this.#linked.has(spec.id)) throw new Error(`${spec.id} has a sandbox already: release it first`);
     this.#linked.set(spec.id, spec.slot);
     return this.#slots.before(async () => {
       try {
-        const { tty, stdin } = spec.process;
-        const wanted = { network: spec.network, disk: spec.limits.disk, tty, stdin, keepDisk: true };
-        const prepared = await this.#slots.prepare(spec.slot, wanted);
-        void prepared.monitor.ended.then(() => {
+        const created = await this.#slots.create(spec.slot, spec, without);
+        void created.ended.then(() => {
           this.#exits.lookAt(spec.id);
         });
-        return await startPrepared(this.#parts, spec, prepared, more);
+        const started = await startSandbox(this.#parts, spec, created, recorded);
+        if (without.size === 0) this.#slots.started(spec);
+        return started;
       } catch (error) {
         // The first error is what counts; a second one, of the clean-up, leaves the link, and with it the way to retry.
         await this.release(spec.id).catch((cleanup: unknown) => {
@@ -260,8 +263,8 @@ export class Sandboxes {
   async #freeze(id: string, frozen: boolean): Promise<void> {
     const slot = this.#linked.get(id);
     const owner = slot === undefined ? null : readOwner(this.#parts.slot(slot).owner);
-    if (owner === null) throw new BerthError("invalid_state", "The container is not running.");
-    await this.#parts.cgroups.freeze(cgroupPath(this.#parts.layout, owner.projectId, owner.id), frozen);
+    if (slot === undefined || owner === null) throw new BerthError("invalid_state", "The container is not running.");
+    await this.#parts.cgroups.freeze(cgroupPath(this.#parts.layout, owner.projectId, slot), frozen);
   }
 
   #forget(id: string): void {

@@ -1,10 +1,13 @@
 import { BerthError } from "../core/errors.ts";
 import type { Log } from "../log.ts";
+import { type Created, createSandbox } from "./create.ts";
 import type { Parts } from "./parts.ts";
 import { usableSlots } from "./plan/layout.ts";
-import { Pool } from "./pool.ts";
-import { changeDisk, discardPrepared, type Prepared, type PrepareOptions, prepareSlot } from "./prepare.ts";
+import type { Protection } from "./plan/spec.ts";
+import { Pool, type Waiting } from "./pool.ts";
+import { changeDisk, discardPrepared, type Prepared, prepareSlot } from "./prepare.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
+import { type SandboxTemplate, templateKey } from "./sandbox-spec.ts";
 
 /** Who has which slot: containers (their rows say so), the pool, or somebody who took one and has not started yet. */
 export class Slots {
@@ -13,7 +16,7 @@ export class Slots {
   /** null until `begin`: nobody knows yet. */
   #used: Set<number> | null = null;
   /** Ready ones that were taken. */
-  readonly #taken = new Map<number, Prepared>();
+  readonly #taken = new Map<number, Waiting>();
 
   /** @param disk bytes of the disk that slots are made ready with */
   constructor(parts: Parts, log: Log, disk: number) {
@@ -38,38 +41,63 @@ export class Slots {
     return this.#pool.before(work);
   }
 
-  /** A ready slot if there is one. @throws BerthError `no_capacity` when every slot is used */
-  take(): number {
-    const prepared = this.#pool.take();
-    if (prepared !== null) {
-      this.#taken.set(prepared.slot, prepared);
-      return prepared.slot;
+  /**
+   * A slot that is ready, for this template if possible.
+   * @throws BerthError `no_capacity` when every slot is used
+   */
+  take(template: SandboxTemplate | null): number {
+    const waiting = this.#pool.take(template === null ? null : templateKey(template));
+    if (waiting !== null) {
+      this.#taken.set(waiting.slot, waiting);
+      return waiting.slot;
     }
     const slot = this.#claim();
     if (slot === null) throw new BerthError("no_capacity", "This host has no room for more containers.");
     return slot;
   }
 
-  /** The ready slot that was taken, made to fit; or one that is made ready now. */
-  async prepare(slot: number, wanted: PrepareOptions): Promise<Prepared> {
+  /**
+   * A sandbox of the template on the slot: what was taken, or made to fit now.
+   * @param without protections to leave out
+   */
+  async create(slot: number, template: SandboxTemplate, without: ReadonlySet<Protection>): Promise<Created> {
+    const taken = this.#taken.get(slot);
+    if (taken !== undefined && !("namespaces" in taken)) {
+      if (taken.key === templateKey(template) && without.size === 0) {
+        this.#taken.delete(slot);
+        return taken;
+      }
+      await this.giveUp(slot);
+    }
+    return createSandbox(this.#parts, template, await this.#prepare(slot, template), without);
+  }
+
+  /** What was started may well be started again. */
+  started(template: SandboxTemplate): void {
+    this.#pool.started(template);
+  }
+
+  async #prepare(slot: number, template: SandboxTemplate): Promise<Prepared> {
+    const { tty, stdin } = template.process;
+    const wanted = { network: template.network, disk: template.limits.disk, tty, stdin, keepDisk: true };
     const prepared = this.#taken.get(slot);
-    if (prepared === undefined) return prepareSlot(this.#parts, slot, wanted);
-    const { network, tty, stdin, disk } = prepared.options;
-    if (network !== wanted.network || tty !== wanted.tty || stdin !== wanted.stdin) {
+    if (prepared === undefined || !("namespaces" in prepared)) return prepareSlot(this.#parts, slot, wanted);
+    const { options } = prepared;
+    if (options.network !== wanted.network || options.tty !== tty || options.stdin !== stdin) {
       await this.giveUp(slot);
       return prepareSlot(this.#parts, slot, wanted);
     }
-    if (disk !== wanted.disk) await changeDisk(this.#parts, prepared, wanted.disk);
+    if (options.disk !== wanted.disk) await changeDisk(this.#parts, prepared, wanted.disk);
     this.#taken.delete(slot);
     return prepared;
   }
 
   /** Removes what a slot that was taken, and never started, has. Idempotent. */
   async giveUp(slot: number): Promise<void> {
-    const prepared = this.#taken.get(slot);
-    if (prepared === undefined) return;
+    const waiting = this.#taken.get(slot);
+    if (waiting === undefined) return;
     this.#taken.delete(slot);
-    discardPrepared(prepared);
+    if ("namespaces" in waiting) discardPrepared(waiting);
     await releaseSlot(this.#parts, slot, null);
     await removeDisk(this.#parts, slot);
   }

@@ -1,6 +1,7 @@
 import { readdirSync, readlinkSync, rmSync } from "node:fs";
 import { basename } from "node:path";
 import { removeState } from "./apply/runtime.ts";
+import { readOwner } from "./notes.ts";
 import type { Parts } from "./parts.ts";
 import type { Layout } from "./plan/layout.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
@@ -35,9 +36,9 @@ export async function sweep(parts: Parts, { live, linked }: Kept): Promise<void>
   );
   for (const slot of parts.firewall.slots()) if (!runs.has(slot)) parts.firewall.expel(slot);
   for (const name of parts.cgroups.list(parts.layout.cgroup)) {
-    const id = name.slice(name.indexOf("/") + 1);
-    const slot = linked.get(id);
-    if (slot === undefined || !runs.has(slot)) await parts.cgroups.remove(`${parts.layout.cgroup}/${name}`);
+    const [project, slot] = name.split("/");
+    const kept = runs.has(Number(slot)) && readOwner(parts.slot(Number(slot)).owner)?.projectId === project;
+    if (!kept) await parts.cgroups.remove(`${parts.layout.cgroup}/${name}`);
   }
   const names = new Set([...runs].map((slot) => parts.slot(slot).name));
   for (const name of readdirSync(parts.layout.runtimeRoot)) {

@@ -11,7 +11,7 @@ import { findContainer, insertContainer } from "../db/containers.ts";
 import { appendEvent } from "../db/events.ts";
 import { type HostRow, listHosts } from "../db/hosts.ts";
 import { findImage, knownImage } from "../db/images.ts";
-import { insertPort, PortRefused, portError } from "../db/ports.ts";
+import { insertPort, PortRefused, portError, portReserved } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import type { Scope } from "../db/scope.ts";
 import { lock, type Tx, together, violation, wake } from "../db/scope.ts";
@@ -19,20 +19,15 @@ import { topics } from "../db/wakeups.ts";
 import type { ContainerCreate } from "./container-schema.ts";
 import { containerView } from "./container-view.ts";
 import type { Request, Services } from "./context.ts";
+import { healthOf } from "./health-schema.ts";
 import { once } from "./idempotency.ts";
 import { publishRequest } from "./port-schema.ts";
 import { invalidRequest } from "./problem.ts";
 
 type Asked = z.infer<typeof ContainerCreate>;
 
-/** Another transaction has filled the host in the meantime. */
-class HostFull extends Error {
-  readonly hostId: string;
-  constructor(hostId: string) {
-    super("the host is full");
-    this.hostId = hostId;
-  }
-}
+/** Another transaction has filled the host in the meantime: what is read next shows it. */
+class HostFull extends Error {}
 
 /**
  * Creates a container in one transaction: quota, image, placement, container, ports, event and wake-up. Answers what the
@@ -43,23 +38,18 @@ export async function createContainer(services: Services, c: Request, asked: Ask
   const reference = requestedImage(asked.image, c.var.project.name);
   const ports = asked.ports.map(publishRequest);
   checkPorts(ports);
-  // Hosts that could not take it after all, and why the last one of them could not.
-  const passed = new Set<string>();
-  let refusal: BerthError | null = null;
+  // Hosts that had room and could not give a port.
+  const refused = new Map<string, BerthError>();
   for (;;) {
     try {
-      return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, ports, reference, passed));
+      return await once(services, c, (tx) => attempt(tx, c.var.scope, asked, ports, reference, refused));
     } catch (error) {
       if (error instanceof PortRefused) {
-        passed.add(error.port.hostId);
-        refusal = await portError(services.sql, c.var.scope, error);
-      } else if (error instanceof HostFull) {
-        passed.add(error.hostId);
+        refused.set(error.port.hostId, await portError(services.sql, c.var.scope, error));
       } else if (violation(error) === "containers_project_id_name_key") {
         throw new BerthError("name_taken", `The project has a container named ${String(asked.name)}.`);
-      } else {
-        // When no host is left, why the last one refused says more.
-        throw error instanceof BerthError && error.code === "no_capacity" && refusal !== null ? refusal : error;
+      } else if (!(error instanceof HostFull)) {
+        throw error;
       }
     }
   }
@@ -71,7 +61,7 @@ async function attempt(
   asked: Asked,
   given: readonly PublishRequest[],
   reference: ImageReference,
-  passed: ReadonlySet<string>,
+  refused: ReadonlyMap<string, BerthError>,
 ) {
   const { projectId } = scope;
   // Sent together: the lock is first, so that what follows sees all that other holders of it have committed.
@@ -86,7 +76,8 @@ async function attempt(
   const image = chooseImage(reference, known, asked.pull);
   const ports = asked.publishAll ? [...given, ...(await exposedPorts(tx, scope, image, given))] : given;
   checkQuota(quota, usage, { containers: 1, ...asked.resources, ports: ports.length });
-  const host = place(candidates(hosts, passed, ports), asked.resources);
+  const unfit = new Map([...reservedBy(hosts, ports), ...refused]);
+  const host = place(hosts, asked.resources, present(asked.placement), unfit);
 
   const id = newId("container");
   const name = asked.name ?? inventName(reference);
@@ -98,7 +89,7 @@ async function attempt(
       projectId,
       hostId: host.id,
       name,
-      spec: specOf(asked, given, name),
+      spec: specOf(asked, given),
       labels: asked.labels,
       imageReference: image.reference,
       imageDigest: image.digest,
@@ -120,27 +111,20 @@ async function attempt(
     listHosts(tx, host.id),
     findContainer(tx, scope, id),
   ]);
-  if (after.some(isOverfull)) throw new HostFull(host.id);
+  if (after.some(isOverfull)) throw new HostFull();
   if (row === null) throw new Error("the container that was inserted can't be read");
   return containerView(row, true);
 }
 
-/** The hosts that may be chosen: not passed by already, and none that reserves a port that is asked. */
-function candidates(
-  hosts: readonly HostRow[],
-  passed: ReadonlySet<string>,
-  ports: readonly PublishRequest[],
-): HostRow[] {
-  const left = hosts.filter((host) => !passed.has(host.id));
-  const asked = ports.flatMap((port) => (port.hostPort === undefined ? [] : [port.hostPort]));
-  const open = left.filter((host) => !asked.some((port) => host.reservedPorts.includes(port)));
-  if (open.length === 0 && left.length > 0) {
-    const port = asked.find((wanted) => left.some((host) => host.reservedPorts.includes(wanted))) ?? 0;
-    throw new BerthError("port_taken", `Host port ${String(port)} is reserved by the operator.`, {
-      facts: { hostPort: port },
-    });
-  }
-  return open;
+/** The hosts that reserve a port that is asked, each with the error that says so. */
+function reservedBy(hosts: readonly HostRow[], ports: readonly PublishRequest[]): Map<string, BerthError> {
+  const asked = ports.flatMap(({ hostPort }) => (hostPort === undefined ? [] : [hostPort]));
+  return new Map(
+    hosts.flatMap((host) => {
+      const hostPort = asked.find((port) => host.reservedPorts.includes(port));
+      return hostPort === undefined ? [] : [[host.id, portReserved(hostPort)]];
+    }),
+  );
 }
 
 /** A digest alone, or a reference. */
@@ -210,7 +194,8 @@ function inventName(reference: ImageReference): string {
 }
 
 /** What is kept of the request; name, labels and resources have columns of their own. */
-function specOf(asked: Asked, ports: readonly PublishRequest[], name: string): ContainerSpec {
+function specOf(asked: Asked, ports: readonly PublishRequest[]): ContainerSpec {
+  const placement = present(asked.placement);
   return present({
     image: asked.image,
     command: asked.command,
@@ -218,7 +203,7 @@ function specOf(asked: Asked, ports: readonly PublishRequest[], name: string): C
     env: asked.env,
     workingDirectory: asked.workingDirectory,
     user: asked.user,
-    hostname: asked.hostname ?? name,
+    hostname: asked.hostname,
     tty: asked.tty,
     openStdin: asked.openStdin,
     publishAll: asked.publishAll,
@@ -230,6 +215,9 @@ function specOf(asked: Asked, ports: readonly PublishRequest[], name: string): C
     readOnlyRootfs: asked.readOnlyRootfs,
     capabilities: asked.capabilities,
     pull: asked.pull,
+    placement: Object.keys(placement).length === 0 ? undefined : placement,
+    healthcheck:
+      asked.healthcheck === undefined || asked.healthcheck === null ? asked.healthcheck : healthOf(asked.healthcheck),
   });
 }
 

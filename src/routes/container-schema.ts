@@ -1,8 +1,10 @@
 import { z } from "@hono/zod-openapi";
 import { addableCapabilities, defaultCapabilities } from "../core/capability.ts";
 import { containerStatuses } from "../core/container.ts";
+import { healthStates } from "../core/health.ts";
 import { namePattern, nameRule } from "../core/names.ts";
 import { signalNumber } from "../core/signals.ts";
+import { Healthcheck } from "./health-schema.ts";
 import { Port, PortCreate } from "./port-schema.ts";
 
 const gib = 2 ** 30;
@@ -107,7 +109,9 @@ export const ContainerCreate = z
     env: Environment.default({}),
     workingDirectory: AbsolutePath.optional(),
     user: User.optional(),
-    hostname: Name.optional().openapi({ description: "By default the container's name." }),
+    hostname: Name.optional().openapi({
+      description: "By default it goes with the address, such as `ip-10-88-0-7`; kept as long as the container.",
+    }),
     tty: z.boolean().default(false),
     openStdin: z.boolean().default(false),
     ports: z
@@ -134,7 +138,17 @@ export const ContainerCreate = z
       })
       .prefault({})
       .openapi({ description: 'Beside those that every container has; `drop: ["ALL"]` leaves only what is added.' }),
+    healthcheck: Healthcheck.nullish().openapi({
+      description: "By default the image's; null: none, whatever it says.",
+    }),
     pull: z.enum(["missing", "always", "never"]).default("missing"),
+    placement: z
+      .strictObject({
+        host: z.string().min(1).max(253).optional().openapi({ description: "Id or name of the one host." }),
+        hostLabels: Labels.optional().openapi({ description: "Labels that the host must have." }),
+      })
+      .prefault({})
+      .openapi({ description: "By default any host with room." }),
     start: z.boolean().default(true),
   })
   .openapi("ContainerCreate", {
@@ -159,6 +173,9 @@ export const Container = z
     detail: z.string().nullable().openapi({ description: "The reason in words.", example: null }),
     oomKilled: z.boolean(),
     restartCount: z.int(),
+    health: z.enum(healthStates).nullable().openapi({
+      description: "null: it has no health check, or does not run. An unhealthy one goes on; `detail` says why.",
+    }),
     hostId: z.string().openapi({ example: "hst_0q3xr5kkp8wmz2v9d1hc" }),
     ipAddress: z.string().nullable().openapi({ example: "10.88.0.2" }),
     ports: z.array(Port),
@@ -171,7 +188,7 @@ export const Container = z
       .openapi({ description: "What was given at creation; not shown to viewers." }),
     workingDirectory: z.string().nullable(),
     user: z.string().nullable(),
-    hostname: z.string(),
+    hostname: z.string().nullable().openapi({ description: "null: not known before the first start." }),
     tty: z.boolean(),
     restartPolicy: z.object({ name: z.enum(["no", "on-failure", "always", "unless-stopped"]), maxAttempts: z.int() }),
     stopSignal: z.string().nullable(),
@@ -179,6 +196,7 @@ export const Container = z
     autoRemove: z.boolean(),
     readOnlyRootfs: z.boolean(),
     capabilities: z.object({ add: z.array(z.string()), drop: z.array(z.string()) }),
+    healthcheck: Healthcheck.nullable().openapi({ description: "null: the image's, or none." }),
     labels: z.record(z.string(), z.string()),
     createdAt: z.iso.datetime(),
     startedAt: z.iso.datetime().nullable(),

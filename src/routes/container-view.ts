@@ -1,6 +1,8 @@
 import type { z } from "@hono/zod-openapi";
+import { defaultHostname } from "../core/container.ts";
 import type { ContainerRow } from "../db/containers.ts";
 import type { Container } from "./container-schema.ts";
+import { healthcheckView } from "./health-schema.ts";
 import { portView } from "./port-schema.ts";
 
 /** A container as clients see it. `withEnv`: its variables, which may be secrets, too. */
@@ -16,6 +18,7 @@ export function containerView(row: ContainerRow, withEnv: boolean): z.infer<type
     detail: row.detail,
     oomKilled: row.oomKilled,
     restartCount: row.restartCount,
+    health: row.health,
     hostId: row.hostId,
     ipAddress: row.ipAddress,
     ports: row.ports.map((port) =>
@@ -27,7 +30,7 @@ export function containerView(row: ContainerRow, withEnv: boolean): z.infer<type
     ...(withEnv ? { env: spec.env } : {}),
     workingDirectory: spec.workingDirectory ?? null,
     user: spec.user ?? null,
-    hostname: spec.hostname,
+    hostname: spec.hostname ?? (row.ipAddress === null ? null : defaultHostname(row.ipAddress)),
     tty: spec.tty,
     restartPolicy: spec.restartPolicy,
     stopSignal: spec.stopSignal ?? null,
@@ -35,6 +38,7 @@ export function containerView(row: ContainerRow, withEnv: boolean): z.infer<type
     autoRemove: spec.autoRemove,
     readOnlyRootfs: spec.readOnlyRootfs,
     capabilities: spec.capabilities,
+    healthcheck: spec.healthcheck === undefined || spec.healthcheck === null ? null : healthcheckView(spec.healthcheck),
     labels: row.labels,
     createdAt: row.createdAt,
     startedAt: row.startedAt,

@@ -28,7 +28,7 @@ async function converge(spec: { id: string; slot: number }): Promise<void> {
 }
 
 describe("a worker that is killed", () => {
-  test.each(failpoints.filter((name) => name.startsWith("slot.") || name.startsWith("start.")))(
+  test.each(failpoints.filter((name) => /^(?:slot|create|start)\./.test(name)))(
     "at %s leaves nothing that the next one does not take over or remove",
     async (name) => {
       for (const kept of [true, false]) {

@@ -104,9 +104,9 @@ export function slotLayout(all: Layout, slot: number): SlotLayout {
   };
 }
 
-/** A container's cgroup: below its project's, so that what a project uses can be read and bounded as one. */
-export function cgroupPath(all: Layout, projectId: string, id: string): string {
-  return `${all.cgroup}/${projectId}/${id}`;
+/** A slot's cgroup: below that of its project, so that what a project uses can be read and bounded as one. */
+export function cgroupPath(all: Layout, projectId: string, slot: number): string {
+  return `${all.cgroup}/${projectId}/${String(slot)}`;
 }
 
 /** Blocks of slots that the instances of a machine share; see block.ts. The last of each block's slots is not used. */

@@ -108,7 +108,11 @@ const none: ReadonlySet<Protection> = new Set();
 
 /** The config of a container or build step (docs/architecture.md, "The default profile"). */
 export function runtimeSpec(input: SpecInput, without: ReadonlySet<Protection> = none): RuntimeSpec {
-  const process = processSpec(input, without);
+  const { env, ...given } = input.process;
+  const process = processSpec(
+    { ...input, process: { ...given, env: withDefault(env, "HOSTNAME", input.hostname) } },
+    without,
+  );
   const filter = without.has("seccomp")
     ? null
     : input.seccomp.get(process.capabilities.bounding.includes("CAP_SYS_CHROOT"));
@@ -156,7 +160,7 @@ export function processSpec(
     terminal: input.process.tty,
     user: { uid: user.uid, gid: user.gid, umask: 0o022, additionalGids: user.additionalGids },
     args: input.process.args,
-    env: env.some((entry) => entry.startsWith("HOME=")) ? env : [...env, `HOME=${user.home}`],
+    env: withDefault(env, "HOME", user.home),
     cwd: input.process.cwd,
     // Nothing is inheritable or ambient: a program that a non-root user executes gains nothing (capabilities(7)).
     capabilities: {
@@ -170,6 +174,11 @@ export function processSpec(
     noNewPrivileges: !without.has("noNewPrivileges"),
     oomScoreAdj,
   };
+}
+
+/** The environment, with a variable that it lacks. */
+function withDefault(env: readonly string[], name: string, value: string): readonly string[] {
+  return env.some((entry) => entry.startsWith(`${name}=`)) ? env : [...env, `${name}=${value}`];
 }
 
 function mounts(hostFiles: string, readOnly: boolean, without: ReadonlySet<Protection>): Mount[] {

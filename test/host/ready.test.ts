@@ -1,0 +1,119 @@
+import { existsSync, readFileSync, watch } from "node:fs";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
+import { leftovers } from "../support/leftovers.ts";
+import { readLog, TestHost, type Wish } from "../support/sandboxes.ts";
+
+let host: TestHost;
+beforeAll(async () => {
+  host = await TestHost.create();
+});
+afterAll(() => host.destroy());
+
+const usual: Wish = { hostname: null, limits: { disk: 2 ** 30 } };
+
+/** Starts a container of the template as the engine does: on a slot that is taken for it. */
+async function start(wish: Wish): Promise<SandboxSpec & { pid: number }> {
+  const worker = await host.worker();
+  const slot = await worker.call<number>("takeSlot", host.spec(0, wish));
+  const spec = host.spec(slot, wish);
+  return { ...spec, ...(await worker.call<{ pid: number }>("start", spec, [])) };
+}
+
+/** Waits until a sandbox that is nobody's has its first process; its slot. */
+async function sandboxReady(): Promise<number> {
+  const slots = `${host.config.runDir}/slots`;
+  const find = () => {
+    for (let slot = 0; slot < 64; slot++) {
+      const owner = `${slots}/${String(slot)}/owner.json`;
+      // The runtime's own state file is the last thing that `create` writes.
+      const state = `${host.config.runDir}/runtime/${host.config.instance}-${String(slot)}/status`;
+      if (existsSync(owner) && existsSync(state) && readFileSync(owner, "utf8").includes('"id":null')) return slot;
+    }
+    return null;
+  };
+  const found = Promise.withResolvers<number>();
+  const look = (): void => {
+    const slot = find();
+    if (slot !== null) found.resolve(slot);
+  };
+  const watcher = watch(`${host.config.runDir}/runtime`, { recursive: true }, look);
+  try {
+    look();
+    return await found.promise;
+  } finally {
+    watcher.close();
+  }
+}
+
+/** Jiffies since the machine's start when the process was made (proc(5), stat field 22). */
+const madeAt = (pid: number): number =>
+  Number(
+    readFileSync(`/proc/${String(pid)}/stat`, "utf8")
+      .split(") ")[1]
+      ?.split(" ")[19],
+  );
+
+const script =
+  "echo $HOSTNAME $(hostname) $(cat /etc/hostname) $(ip -4 -o addr show eth0 | grep -o '10[.0-9]*' | head -1)";
+
+test("what was started is made ready once more, and is the same in every respect", async () => {
+  const worker = await host.worker();
+  const wish: Wish = { ...usual, process: { args: ["/bin/sh", "-c", `${script}; exec sleep 3600`] } };
+  const first = await start(wish);
+  const slot = await sandboxReady();
+  expect(slot).not.toBe(first.slot);
+  const second = await start(wish);
+  expect(second.slot).toBe(slot);
+  for (const one of [first, second]) {
+    const address = await worker.call<string>("addressOf", one.slot);
+    const name = `ip-${address.replaceAll(".", "-")}`;
+    await worker.call("exec", one.id, { args: ["true"] });
+    expect(readLog(one.log)).toBe(`${name} ${name} ${name} ${address}\n`);
+    expect(await worker.call("probe", one.id)).toMatchObject({ state: "running", pid: one.pid });
+  }
+  const limits = {
+    args: ["sh", "-c", "cat /proc/self/cgroup /sys/fs/cgroup/memory*/memory.limit_in_bytes 2>/dev/null | tail -1"],
+  };
+  expect(await worker.call("exec", second.id, limits)).toEqual(await worker.call("exec", first.id, limits));
+  for (const one of [first, second]) await host.remove(one);
+});
+
+test("another project, or any other wish, does not get it", async () => {
+  const first = await start(usual);
+  const slot = await sandboxReady();
+  for (const other of [
+    { ...usual, projectId: "prj_other" },
+    { ...usual, process: { env: ["A=b"] } },
+  ]) {
+    const one = await start(other);
+    expect(one.slot).not.toBe(slot);
+    await host.remove(one);
+  }
+  await host.remove(first);
+});
+
+test("one whose process was killed is not given out", async () => {
+  const worker = await host.worker();
+  const wish: Wish = { ...usual, process: { env: ["KILLED=1"] } };
+  const first = await start(wish);
+  const slot = await sandboxReady();
+  const note = JSON.parse(readFileSync(`${host.config.runDir}/slots/${String(slot)}/monitor.json`, "utf8")) as {
+    pid: number;
+  };
+  process.kill(note.pid, "SIGKILL");
+  const second = await start(wish);
+  expect(await worker.call("probe", second.id)).toMatchObject({ state: "running" });
+  expect(madeAt(second.pid)).toBeGreaterThanOrEqual(madeAt(first.pid));
+  for (const one of [first, second]) await host.remove(one);
+});
+
+test("a worker that is killed leaves none that the next one does not remove", async () => {
+  const first = await start({ ...usual, process: { env: ["LAST=1"] } });
+  await sandboxReady();
+  await (await host.worker()).kill();
+  await host.worker([first]);
+  await host.remove(first);
+  await host.stop();
+  expect(leftovers(host)).toEqual([]);
+});
