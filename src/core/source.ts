@@ -7,10 +7,15 @@ export type SourceProvider = (typeof sourceProviders)[number];
 /** What a source's builds are asked, but for the context. */
 export type SourceBuild = Omit<BuildRequest, "source">;
 
-/** What a `source` job is asked: to read a ref of the source and to build it; `again`: also when nothing has changed. */
+/** What a `source` job is asked: to read a ref of the source, and to build it. */
 export interface SourcePayload {
   ref: string;
+  /** Also when nothing has changed. */
   again?: true;
+  /** The job of the build that may come of it. */
+  buildJobId: string;
+  /** The repository's credentials, sealed for this job and for the build's (`jobSealPurpose`). */
+  auth?: { read: string; build: string };
 }
 
 export const deliveryStatuses = ["received", "ignored", "building", "built", "failed"] as const;

@@ -1,6 +1,5 @@
 import type { GitSource } from "../core/git-source.ts";
 import { newId } from "../core/ids.ts";
-import { open, seal } from "../core/keys.ts";
 import type { SourceBuild } from "../core/source.ts";
 import { insertBuild } from "./builds.ts";
 import { appendEvent } from "./events.ts";
@@ -12,7 +11,6 @@ export interface BuildingSource {
   id: string;
   projectId: string;
   build: SourceBuild;
-  authSealed: string | null;
 }
 
 /** What a ref was built at last; `openJobId`: the job of that build, when it has not ended. */
@@ -35,26 +33,34 @@ export async function lockHead(tx: Tx, source: { id: string; projectId: string }
   return head ?? { commit: null, buildId: null, openJobId: null };
 }
 
+/** What a ref of a source is to be built at. */
+export interface NewHead {
+  ref: string;
+  context: GitSource & { commit: string };
+  /** Also when it is the commit that was built last. */
+  again?: boolean;
+  /** The build's job, when its id was chosen before, and credentials sealed for it. */
+  job?: { id: string; auth?: string };
+}
+
 /**
- * Builds a ref of a source at a commit, unless it is the one that was built last (`again`: also then). The one place that
- * starts a source's build: whatever tells of a commit, and however often, it is built once. A ref's builds run one after
- * the other, and who wants to read the ref waits for the last of them.
+ * Builds a ref of a source at a commit, unless it is the one that was built last. The one place that starts a source's
+ * build: whatever tells of a commit, and however often, it is built once. A ref's builds run one after the other, and who
+ * wants to read the ref waits for the last of them.
  * @returns the build of the commit, null when it is no more; `started`: whether it began here
  */
 export async function buildHead(
   tx: Tx,
-  secretKey: string,
   source: BuildingSource,
-  head: { ref: string; context: GitSource & { commit: string }; again?: boolean },
+  head: NewHead,
 ): Promise<{ buildId: string | null; started: boolean }> {
   const { ref, context } = head;
   const { projectId } = source;
   const last = await lockHead(tx, source, ref);
   if (last.commit === context.commit && head.again !== true) return { buildId: last.buildId, started: false };
   const buildId = newId("build");
-  const jobId = newId("job");
-  const auth = source.authSealed === null ? null : open(secretKey, `auth:${source.id}`, source.authSealed);
-  const payload = auth === null ? {} : { auth: seal(secretKey, `build:${jobId}`, auth) };
+  const jobId = head.job?.id ?? newId("job");
+  const payload = head.job?.auth === undefined ? {} : { auth: head.job.auth };
   const { tags } = source.build;
   await insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: buildId, payload, afterJobId: last.openJobId });
   const request = { ...source.build, source: context };
