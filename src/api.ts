@@ -1,12 +1,18 @@
 import { readFile } from "node:fs/promises";
+import type { Server } from "node:http";
 import { type Config, ConfigError, readConfig } from "./config.ts";
-import { agentKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
+import type { Pool } from "./db/scope.ts";
 import { Wakeups } from "./db/wakeups.ts";
-import { FileBlobs } from "./image/blobs.ts";
+import { claimBlob, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
+import { openClusterStore } from "./image/blob-stores.ts";
+import type { ClusterStore } from "./image/blobs.ts";
+import { collectBlobs } from "./image/collect-blobs.ts";
 import { createLog, type Log } from "./log.ts";
 import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
+import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
+import { authenticateHost } from "./routes/internal/host-auth.ts";
 import { closeServer, listen } from "./routes/listener.ts";
 import { OpenStreams } from "./routes/open-streams.ts";
 import { TokenCache } from "./routes/token-cache.ts";
@@ -17,6 +23,7 @@ const gib = 2 ** 30;
 /** What bounds one client, one project and all of them together. */
 const limits = { contextBytes: 4 * gib, heldRequests: 500 };
 const databaseConnections = 8;
+const collectEveryMs = 10 * 60_000;
 
 /** An API that listens until `close`. */
 interface Api {
@@ -31,7 +38,9 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const wakeups = await Wakeups.open(sql);
   const tokens = new TokenCache(sql, wakeups);
   const streams = new OpenStreams(wakeups, limits.heldRequests, (principal) => tokens.stillValid(principal));
-  const agents = new Agents(sql, agentKey(secretKey));
+  const agents = new Agents(sql, secretKey);
+  const { blobStore, bucketCredentials, dataDir } = config;
+  const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs`, (digest) => claimBlob(sql, digest));
   const app = createApp({
     sql,
     wakeups,
@@ -41,22 +50,58 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     log,
     secretKey,
     limits,
-    blobs: new FileBlobs(`${config.dataDir}/blobs`),
+    blobs,
     corsOrigins: config.corsOrigins,
   });
-  const server = await listen(app, config.listen).catch((cause: unknown) => {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new ConfigError(`BERTH_LISTEN: ${config.listen.host}:${String(config.listen.port)} can't be used (${why})`);
+  const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
+  const internal = await listenInternally(config, {
+    blobs,
+    authenticate: (bearer) => authenticateHost(sql, secretKey, bearer),
+    log,
   });
+  const collecting = setInterval(() => void collect(sql, blobs, log), collectEveryMs);
   return {
     async close() {
+      clearInterval(collecting);
       streams.closeAll();
-      await closeServer(server);
+      await Promise.all([closeServer(server), internal === null ? null : closeServer(internal)]);
       agents.close();
       await wakeups.close();
       await sql.end({ timeout: 5 });
     },
   };
+}
+
+/** Makes an address that can't be used an error of the setting. */
+function refuse(name: string, { host, port }: { host: string; port: number }): (cause: unknown) => never {
+  return (cause) => {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError(`${name}: ${host}:${String(port)} can't be used (${why})`);
+  };
+}
+
+async function listenInternally(config: Config, services: InternalServices): Promise<Server | null> {
+  const { internalListen, internalTls } = config;
+  if (internalListen === null) return null;
+  const tls =
+    internalTls === null
+      ? null
+      : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
+  const app = createInternalApp(services);
+  return listen(app, internalListen, tls).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
+}
+
+async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> {
+  try {
+    const removed = await collectBlobs(blobs, {
+      needed: () => neededBlobs(sql),
+      recordUnneeded: (digests) => recordUnneeded(sql, digests),
+      removeUnneeded: (digest, remove) => removeUnneeded(sql, digest, remove),
+    });
+    if (removed > 0) log.info({ removed }, "removed blobs that nothing needs");
+  } catch (error) {
+    log.warn({ err: error }, "collecting blobs failed");
+  }
 }
 
 async function main(): Promise<void> {

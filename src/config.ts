@@ -9,7 +9,7 @@ import { type BlobPlace, type BucketCredentials, blobPlaceRule, parseBlobPlace }
  */
 export interface Config {
   role: "all" | "api" | "worker";
-  listen: { host: string; port: number };
+  listen: Address;
   dataDir: string;
   /** Run state on a tmpfs: `/run/berth/<instance>`. */
   runDir: string;
@@ -23,6 +23,14 @@ export interface Config {
   hostName: string;
   /** Address that clients reach published ports at. */
   hostAddress: string;
+  /** What containers can ask of the host that they are placed on. */
+  hostLabels: Readonly<Record<string, string>>;
+  /** Where a worker's agent listens for API processes of other machines; null: on a Unix socket, for this one's. */
+  agentListen: Address | null;
+  /** The API's internal listener, for a worker on another machine. */
+  apiUrl: string | null;
+  /** With what such a worker joins. */
+  joinToken: string | null;
   portRange: { first: number; last: number };
   /** Registry host → base URL of its mirror. */
   registryMirrors: ReadonlyMap<string, string>;
@@ -38,12 +46,18 @@ export interface Config {
   /** Of the bucket; null: there is none. */
   bucketCredentials: BucketCredentials | null;
   /** Where the API listens for workers of other machines; null: it does not. */
-  internalListen: { host: string; port: number } | null;
+  internalListen: Address | null;
   /** PEM files of the internal listener's certificate (with its chain) and key; null: it speaks plain http. */
   internalTls: { certificate: string; key: string } | null;
   /** PEM file of the authorities that a worker trusts for the internal listener; null: those that Node trusts. */
   internalCa: string | null;
   host: { cpus: number; memory: number };
+}
+
+/** Where to listen. */
+export interface Address {
+  host: string;
+  port: number;
 }
 
 /** A setting that can't be used; `message` is the one line to show. */
@@ -73,7 +87,7 @@ function list(env: Environment, name: string): string[] {
   return parts.map((part) => part.trim()).filter((part) => part !== "");
 }
 
-function listenAddress(env: Environment, name: string): Config["listen"] | null {
+function listenAddress(env: Environment, name: string): Address | null {
   const good = (value: string) => /^[^:]+:\d{1,5}$/.test(value) && Number(value.split(":")[1]) <= 65_535;
   const value = text(env, name, good, "must be ADDRESS:PORT, the port at most 65535");
   if (value === null) return null;
@@ -125,6 +139,17 @@ function portRange(env: Environment): Config["portRange"] {
   return { first, last };
 }
 
+function hostLabels(env: Environment): Record<string, string> {
+  const pairs = list(env, "BERTH_HOST_LABELS").map((pair) => {
+    const [, name, value] = /^([\w./-]{1,255})=(.{0,1024})$/.exec(pair) ?? [];
+    if (name === undefined || value === undefined) {
+      throw new ConfigError("BERTH_HOST_LABELS: must be NAME=VALUE, separated by commas");
+    }
+    return [name, value] as const;
+  });
+  return Object.fromEntries(pairs);
+}
+
 function registryMirrors(env: Environment): Map<string, string> {
   const mirrors = new Map<string, string>();
   for (const entry of list(env, "BERTH_REGISTRY_MIRRORS")) {
@@ -146,6 +171,7 @@ export function readConfig(env: Environment): Config {
   const any = () => true;
   const atLeast = (length: number) => (value: string) => value.length >= length;
   const postgres = (value: string) => /^postgres(ql)?:\/\//.test(value);
+  const http = (value: string) => /^https?:\/\//.test(value) && URL.canParse(value);
   const absolute = (value: string) => value.startsWith("/");
   const root = process.getuid?.() === 0;
   const home = root ? "/var/lib/berth" : `${env.HOME ?? "."}/.local/share/berth`;
@@ -167,6 +193,10 @@ export function readConfig(env: Environment): Config {
     runtime: (env.BERTH_RUNTIME ?? "") === "" ? null : choice(env, "BERTH_RUNTIME", ["crun", "runc"], "crun"),
     hostName: text(env, "BERTH_HOST_NAME", any, "") ?? hostname(),
     hostAddress: text(env, "BERTH_HOST_ADDRESS", any, "") ?? "127.0.0.1",
+    hostLabels: hostLabels(env),
+    agentListen: listenAddress(env, "BERTH_AGENT_LISTEN"),
+    apiUrl: text(env, "BERTH_API_URL", http, "must be an http:// or https:// URL")?.replace(/\/$/, "") ?? null,
+    joinToken: text(env, "BERTH_JOIN_TOKEN", any, ""),
     portRange: portRange(env),
     registryMirrors: registryMirrors(env),
     insecureRegistries: new Set(list(env, "BERTH_INSECURE_REGISTRIES")),

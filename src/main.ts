@@ -37,11 +37,13 @@ function describe(config: Config, running: Running): void {
   const { host, port } = config.listen;
   if (apiMs !== null) say(`api       ready after ${seconds(apiMs)}, http://${host}:${String(port)}`);
   if (workerMs !== null) say(`worker    ready after ${seconds(workerMs)}`);
+  if (token === null) return;
   if (token.fresh) say(`token     ${token.text} (shown this once; kept in ${token.file ?? ""}, for root only)`);
-  else if (apiMs !== null) say(`token     ${token.file === null ? "as BERTH_ADMIN_TOKEN says" : `in ${token.file}`}`);
+  else say(`token     ${token.file === null ? "as BERTH_ADMIN_TOKEN says" : `in ${token.file}`}`);
 }
 
 async function demonstrate(config: Config, { token }: Running, stop: AbortSignal): Promise<void> {
+  if (token === null) return;
   const url = `http://${config.listen.host}:${String(config.listen.port)}`;
   const { first: firstPort, last: lastPort } = config.portRange;
   try {

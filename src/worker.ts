@@ -1,27 +1,33 @@
-import { readFile, rm, statfs } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { agentApp, listenAgent } from "./agent/server.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
-import { agentKey } from "./core/keys.ts";
+import { BerthError } from "./core/errors.ts";
+import { agentKey, formatCredential } from "./core/keys.ts";
 import { connect } from "./db/connect.ts";
-import { heartbeat, openHostSession } from "./db/hosts-worker.ts";
+import { heartbeat } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
+import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
+import { type Admission, openHost } from "./engine/host-identity.ts";
+import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
+import { deploy } from "./engine/jobs/deploy.ts";
 import { pull } from "./engine/jobs/pull.ts";
 import { push } from "./engine/jobs/push.ts";
 import { JobRunner } from "./engine/runner.ts";
+import { openByApi, openWithKey } from "./engine/sealed.ts";
 import type { Services } from "./engine/services.ts";
 import { collect } from "./engine/upkeep/collect.ts";
-import { FileBlobs } from "./image/blobs.ts";
+import { openClusterStore, openHostStore } from "./image/blob-stores.ts";
 import { LayerStore } from "./image/layers.ts";
 import { Registry } from "./image/registry.ts";
 import { Sandboxes } from "./isolation/sandbox.ts";
 import { createLog, type Log } from "./log.ts";
 import { databaseReady, reportReady } from "./supervised.ts";
 
-/** How many builds, pulls and pushes one host does side by side. */
-const jobsAtOnce = 4;
+/** How many jobs of each kind one host does side by side, so that none keeps the others from their turn. */
+const jobsAtOnce = { build: 4, pull: 4, push: 4, source: 4, deploy: 8 };
 
 const everyMs = { heartbeat: 5_000, inbox: 2_000, collect: 10 * 60_000 };
 
@@ -37,27 +43,31 @@ interface Worker {
  * only process that drives this host.
  */
 async function startWorker(config: Config, log: Log): Promise<Worker> {
-  const secretKey = config.secretKey ?? (await readFile(`${config.dataDir}/secret-key`, "utf8")).trim();
+  const admission = await admissionOf(config);
   const sandboxes = await Sandboxes.open(config, log);
   const address = config.databaseUrl === null ? { socketDir: `${config.runDir}/db` } : { url: config.databaseUrl };
   const connection = connect(address, "owner");
-  const bootId = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
-  const { bsize, bavail } = await statfs(config.dataDir);
-  const socket = `${config.runDir}/agent.sock`;
-  const { rebooted, ...host } = await openHostSession(connection.db, {
-    name: config.hostName,
-    address: config.hostAddress,
-    agentUrl: `unix:${socket}`,
-    bootId,
-    cpus: config.host.cpus,
-    memory: config.host.memory,
-    disk: bsize * bavail,
-    portFirst: config.portRange.first,
-    portLast: config.portRange.last,
-    reservedPorts: [config.listen.port],
-  });
+  const agentAt = agentListen(config, "api" in admission);
+  const identityFile = `${config.dataDir}/worker/host.json`;
+  const opened = await openHost(connection.db, identityFile, await hostRegistration(config, agentAt), admission);
+  if (opened === null) {
+    // Of a host that was forgotten nobody wants anything any more.
+    await sandboxes.sweep([]);
+    throw new ConfigError("This host is not known, or was forgotten: BERTH_JOIN_TOKEN lets it join.");
+  }
+  const { rebooted, key, ...host } = opened;
+  const openSealed =
+    "api" in admission
+      ? openByApi(admission.api, formatCredential({ id: host.id, key }))
+      : openWithKey(admission.secretKey);
   const wakeups = await Wakeups.open(connection.sql);
-  const blobs = new FileBlobs(`${config.dataDir}/blobs`);
+  const near = `${config.dataDir}/worker/blobs`;
+  const blobs =
+    "api" in admission
+      ? openHostStore({ ...admission.api, credential: formatCredential({ id: host.id, key }) }, near)
+      : openClusterStore(config.blobStore, config.bucketCredentials, near, (digest) =>
+          claimBlob(connection.sql, digest),
+        );
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
   await layers.removeUnfinished();
   await rm(buildScratch(config.dataDir), { recursive: true, force: true });
@@ -66,7 +76,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
     insecure: config.insecureRegistries,
     allow: config.outboundAllow,
   });
-  const services: Services = { config, secretKey, log, connection, wakeups, host, blobs, layers, registry, sandboxes };
+  const services: Services = { config, openSealed, log, connection, wakeups, host, blobs, layers, registry, sandboxes };
 
   const rows = await listHostContainers(connection.sql, host.id);
   await sandboxes.sweep(rows);
@@ -83,9 +93,14 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
   wakeups.subscribe(topics.host(host.id), readInbox);
   readInbox();
 
-  const runner = new JobRunner(services, { build, pull, push }, jobsAtOnce);
+  const runner = new JobRunner(services, { build, pull, push, deploy }, jobsAtOnce);
   runner.start();
-  const agent = await listenAgent(agentApp(services, agentKey(secretKey)), socket, `${config.dataDir}/blobs`);
+  const secret = agentKey(key);
+  const agent = await listenAgent(agentApp(services, secret), agentAt, {
+    id: host.id,
+    key: secret,
+    blobsDir: `${config.dataDir}/blobs`,
+  });
 
   const { promise: lost, resolve: lose } = Promise.withResolvers<string>();
   const timers = [
@@ -93,7 +108,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
     setInterval(() => {
       heartbeat(connection.db, host).then(
         (held) => {
-          if (!held) lose("a newer session of this host has taken over");
+          if (!held) lose("another worker of this host has taken over, or the host was forgotten");
         },
         (error: unknown) => {
           log.warn({ err: error }, "the heartbeat failed");
@@ -101,7 +116,6 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
       );
     }, everyMs.heartbeat),
     setInterval(() => {
-      if (!runner.idle) return;
       collect(services).catch((error: unknown) => {
         log.warn({ err: error }, "collecting failed");
       });
@@ -119,6 +133,21 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
       await connection.close();
     },
   };
+}
+
+/** How this host becomes known: by the secret key, where it is at hand, else as one that joins. */
+async function admissionOf(config: Config): Promise<Admission> {
+  const kept = await readFile(`${config.dataDir}/secret-key`, "utf8").catch(() => null);
+  const secretKey = config.secretKey ?? kept?.trim();
+  if (secretKey !== undefined) return { secretKey };
+  if (config.apiUrl === null) {
+    throw new ConfigError("BERTH_API_URL: is needed to join: the API's internal listener, https://ADDRESS:PORT");
+  }
+  if (config.hostAddress === "127.0.0.1") {
+    throw new ConfigError("BERTH_HOST_ADDRESS: is needed to join: where clients reach this host's ports");
+  }
+  const ca = config.internalCa === null ? null : await readFile(config.internalCa, "utf8");
+  return { api: { url: config.apiUrl, ca }, joinToken: config.joinToken };
 }
 
 async function main(): Promise<void> {
@@ -140,9 +169,10 @@ async function main(): Promise<void> {
 }
 
 main().catch((error: unknown) => {
-  process.stderr.write(
-    error instanceof ConfigError ? `${error.message}\n` : `The worker could not start: ${String(error)}\n`,
-  );
-  if (error instanceof Error && !(error instanceof ConfigError)) process.stderr.write(`${error.stack ?? ""}\n`);
+  // What the settings or another host cause is said in one line.
+  const expected = error instanceof ConfigError || error instanceof BerthError;
+  const text = error instanceof Error ? error.message : String(error);
+  process.stderr.write(expected ? `${text}\n` : `The worker could not start: ${text}\n`);
+  if (error instanceof Error && !expected) process.stderr.write(`${error.stack ?? ""}\n`);
   process.exit(1);
 });

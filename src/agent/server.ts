@@ -1,5 +1,6 @@
 import { chmod, chown, rm, stat } from "node:fs/promises";
-import type { AddressInfo, Server } from "node:net";
+import { createServer } from "node:https";
+import type { ListenOptions, Server } from "node:net";
 import { Readable } from "node:stream";
 import { createAdaptorServer } from "@hono/node-server";
 import { Hono } from "hono";
@@ -7,9 +8,11 @@ import { bodyLimit } from "hono/body-limit";
 import { HTTPException } from "hono/http-exception";
 import { z } from "zod";
 import { BerthError, toBerthError } from "../core/errors.ts";
+import { keyedServer } from "../core/keyed-tls.ts";
 import { sameSecret } from "../core/keys.ts";
 import { readContainer } from "../db/inbox.ts";
 import { logPath } from "../engine/converge.ts";
+import type { AgentListen } from "../engine/host-registration.ts";
 import type { Services } from "../engine/services.ts";
 import { readLog } from "../isolation/container-log.ts";
 
@@ -121,18 +124,33 @@ async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {
   for await (const line of lines) yield `${JSON.stringify(line)}\n`;
 }
 
-/** Listens on a Unix socket that only root and the owner of `blobsDir` (the API's user) can open. */
-export async function listenAgent(app: Hono, socket: string, blobsDir: string): Promise<Server> {
-  await rm(socket, { force: true });
-  const server = createAdaptorServer({ fetch: app.fetch }) as unknown as Server;
-  await new Promise<AddressInfo | string | null>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(socket, () => {
-      resolve(server.address());
-    });
-  });
-  const { uid, gid } = await stat(blobsDir);
-  await chown(socket, uid, gid);
-  await chmod(socket, 0o600);
+/**
+ * Listens on a Unix socket that only root and the owner of `blobsDir` (the API's user) can open, or for other machines by
+ * TLS with the agent's key (core/keyed-tls.ts), for who knows it.
+ */
+export async function listenAgent(
+  app: Hono,
+  at: AgentListen,
+  host: { id: string; key: string; blobsDir: string },
+): Promise<Server> {
+  if ("socket" in at) {
+    await rm(at.socket, { force: true });
+    const server = createAdaptorServer({ fetch: app.fetch }) as unknown as Server;
+    await listening(server, at.socket);
+    const { uid, gid } = await stat(host.blobsDir);
+    await chown(at.socket, uid, gid);
+    await chmod(at.socket, 0o600);
+    return server;
+  }
+  const serverOptions = keyedServer(host.id, host.key);
+  const server = createAdaptorServer({ fetch: app.fetch, createServer, serverOptions }) as unknown as Server;
+  await listening(server, at);
   return server;
+}
+
+async function listening(server: Server, at: ListenOptions | string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(at, resolve);
+  });
 }

@@ -9,11 +9,13 @@ export const idPrefixes = {
   port: "prt",
   job: "job",
   host: "hst",
+  joinToken: "jtk",
   project: "prj",
   token: "tok",
-  request: "req",
   source: "src",
   delivery: "dlv",
+  deployment: "dep",
+  request: "req",
 } as const;
 
 export type Noun = keyof typeof idPrefixes;

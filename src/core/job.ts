@@ -1,7 +1,7 @@
 import { type BerthError, toBerthError } from "./errors.ts";
 
 /** Movable work: any worker may do it. Host-bound work has no jobs; its rows are the inbox (docs/architecture.md). */
-export const jobKinds = ["build", "pull", "push", "source"] as const;
+export const jobKinds = ["build", "pull", "push", "source", "deploy"] as const;
 export type JobKind = (typeof jobKinds)[number];
 
 export const jobStatuses = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
@@ -33,6 +33,11 @@ export interface PushPayload {
   /** Registry, repository and tag to put it under. */
   destination: string;
   auth?: string;
+}
+
+/** For what secrets in a job's payload are sealed (core/keys.ts): that job alone. */
+export function jobSealPurpose(job: { kind: JobKind; id: string }): string {
+  return `${job.kind}:${job.id}`;
 }
 
 /** How an attempt at a job ended; `retry` puts it back into the queue. */

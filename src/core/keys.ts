@@ -1,9 +1,38 @@
 import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
 import { BerthError } from "./errors.ts";
 
-/** The key that API and workers show each other on the internal listener, derived so that it reveals no other. */
-export function agentKey(secretKey: string): string {
-  return createHmac("sha256", secretKey).update("berth agent v1").digest("base64url");
+/** 256 bits, base64url, that follow from a key and reveal neither it nor what else follows from it. */
+const derive = (key: string, purpose: string) => createHmac("sha256", key).update(purpose).digest("base64url");
+
+/** What a host proves itself with to the API. It opens nothing of another host. */
+export function hostKey(secretKey: string, hostId: string): string {
+  return derive(secretKey, `berth host v1 ${hostId}`);
+}
+
+/** What the API proves itself with to a host's agent; it follows from that host's key and opens that agent alone. */
+export function agentKey(hostKey: string): string {
+  return derive(hostKey, "berth agent v1");
+}
+
+/** `<id>.<key>`: an id and the secret that belongs to it, as hosts and join tokens are shown to the API. */
+export interface Credential {
+  id: string;
+  key: string;
+}
+
+export function formatCredential({ id, key }: Credential): string {
+  return `${id}.${key}`;
+}
+
+/** The credential that the text is; null when it has not its form. */
+export function parseCredential(text: string): Credential | null {
+  const [, id, key] = /^([a-z]{3}_[0-9a-z]{20})\.([\w-]{43})$/.exec(text) ?? [];
+  return id === undefined || key === undefined ? null : { id, key };
+}
+
+/** The secret of a join token: nothing of it is stored. */
+export function joinKey(secretKey: string, tokenId: string): string {
+  return derive(secretKey, `berth join v1 ${tokenId}`);
 }
 
 /** Whether two secrets are equal, in a time that does not tell where they differ. */

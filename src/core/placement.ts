@@ -1,17 +1,27 @@
 import type { Resources } from "./container.ts";
 import { BerthError } from "./errors.ts";
 
+/** `lost`: its worker has not been heard of for 30 seconds. */
+export type HostState = "ready" | "draining" | "lost";
+
 /** A host as placement sees it: what it has, and what all containers on it were promised. Bytes and cores. */
 export interface HostRoom {
   id: string;
   name: string;
-  state: "active" | "draining" | "gone";
-  /** Whether its worker was heard of lately. */
-  alive: boolean;
+  state: HostState;
+  labels: Record<string, string>;
   cpus: number;
   memory: number;
   disk: number;
   used: { cpus: number; memory: number; disk: number; containers: number };
+}
+
+/** Which hosts a container may be placed on; what is not said allows all. */
+export interface Placement {
+  /** Id or name of the one host. */
+  host?: string;
+  /** Labels that the host must have, with these values. */
+  hostLabels?: Record<string, string>;
 }
 
 /**
@@ -29,9 +39,12 @@ function bytes(n: number): string {
 }
 
 /** Why the host can't take the container, in plain words; null when it can. */
-function refusal(host: HostRoom, want: Resources): string | null {
-  if (host.state !== "active") return `is ${host.state}`;
-  if (!host.alive) return "has not been heard of lately";
+function refusal(host: HostRoom, want: Resources, placement: Placement): string | null {
+  const labels = Object.entries(placement.hostLabels ?? {});
+  const missing = labels.find(([name, value]) => host.labels[name] !== value);
+  if (missing !== undefined) return `does not have the label ${missing.join("=")}`;
+  if (host.state === "draining") return "is draining";
+  if (host.state === "lost") return "has not been heard of lately";
   if (host.used.containers >= slotsPerHost) return `has all its ${slotsPerHost} places taken`;
   if (want.cpus > host.cpus) return `has ${host.cpus} cores, and ${want.cpus} are asked`;
   const left = {
@@ -57,16 +70,29 @@ export function isOverfull(host: HostRoom): boolean {
 }
 
 /**
- * Chooses the host with the largest part of its memory unpromised; the id decides between equals.
- * @throws BerthError `no_capacity`, saying of each host why not.
+ * Chooses, of the hosts that the placement allows, the one with the largest part of its memory unpromised; the id decides
+ * between equals. `refused`: hosts that can't give what their room does not tell, such as a port, each with its error.
+ * @throws BerthError `no_capacity`, saying of each host why not; when hosts have room but have all refused, what the
+ * first of them said
  */
-export function place<H extends HostRoom>(hosts: readonly H[], want: Resources): H {
+export function place<H extends HostRoom>(
+  hosts: readonly H[],
+  want: Resources,
+  placement: Placement = {},
+  refused: ReadonlyMap<string, BerthError> = new Map(),
+): H {
+  const { host: named } = placement;
+  const allowed = named === undefined ? hosts : hosts.filter((host) => host.id === named || host.name === named);
   const free = (host: HostRoom) => 1 - host.used.memory / (host.memory * overcommit.memory);
-  const best = hosts
-    .filter((host) => refusal(host, want) === null)
-    .sort((a, b) => free(b) - free(a) || (a.id < b.id ? -1 : 1))[0];
+  const roomy = allowed
+    .filter((host) => refusal(host, want, placement) === null)
+    .sort((a, b) => free(b) - free(a) || (a.id < b.id ? -1 : 1));
+  const best = roomy.find((host) => !refused.has(host.id));
   if (best !== undefined) return best;
+  const said = roomy.map((host) => refused.get(host.id))[0];
+  if (said !== undefined) throw said;
   if (hosts.length === 0) throw new BerthError("no_capacity", "No host has joined yet, so nothing can run.");
-  const reasons = hosts.map((host) => `${host.name} ${refusal(host, want) ?? ""}`);
+  if (allowed.length === 0) throw new BerthError("no_capacity", `There is no host ${String(named)}.`);
+  const reasons = allowed.map((host) => `${host.name} ${String(refusal(host, want, placement))}`);
   throw new BerthError("no_capacity", `No host has room: ${reasons.join("; ")}.`);
 }

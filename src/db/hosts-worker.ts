@@ -1,51 +1,54 @@
+import { type HostRegistration, nameTaken } from "../core/host.ts";
 import { newId } from "../core/ids.ts";
 import type { Db } from "./connect.ts";
 import { and, eq, sql } from "./drizzle.ts";
 import { hosts } from "./schema.ts";
 
-/** A worker's host as it registers itself: names, where its agent listens, what it has (cores, bytes, ports). */
-export interface HostRegistration {
-  name: string;
-  address: string;
-  agentUrl: string;
-  bootId: string;
-  cpus: number;
-  memory: number;
-  disk: number;
-  portFirst: number;
-  portLast: number;
-  reservedPorts: number[];
+/**
+ * Registers the host of a worker that holds the secret key; its id. A worker of the same data directory, told by its
+ * agent's socket, is the same host: it may have ended before it could note its id.
+ * @throws BerthError `name_taken`
+ */
+export async function registerHost(db: Db, host: HostRegistration): Promise<string> {
+  const rows = await db
+    .insert(hosts)
+    .values({ id: newId("host"), ...host })
+    .onConflictDoUpdate({
+      target: hosts.name,
+      set: { agentUrl: host.agentUrl },
+      setWhere: sql`${hosts.agentUrl} = ${host.agentUrl} and ${hosts.joinTokenId} is null`,
+    })
+    .returning({ id: hosts.id });
+  if (rows[0] === undefined) throw nameTaken(host.name);
+  return rows[0].id;
 }
 
 /**
- * Registers the host and opens its next session: every older session's writes change no row from now on.
- * `rebooted`: the machine was started anew since the last session.
+ * Opens the host's next session: every older session's writes change no row from now on. Null: the host is unknown, as it
+ * was forgotten. `rebooted`: the machine was started anew since the last session.
+ * @throws BerthError `name_taken` when it was renamed to what another host is called
  */
 export async function openHostSession(
   db: Db,
+  id: string,
   host: HostRegistration,
-): Promise<{ id: string; session: number; rebooted: boolean }> {
-  const known = await db.select({ bootId: hosts.bootId }).from(hosts).where(eq(hosts.name, host.name));
+): Promise<{ id: string; session: number; rebooted: boolean } | null> {
+  const [known] = await db.select({ bootId: hosts.bootId, name: hosts.name }).from(hosts).where(eq(hosts.id, id));
+  if (known === undefined) return null;
+  if (known.name !== host.name) {
+    const others = await db.select({ id: hosts.id }).from(hosts).where(eq(hosts.name, host.name));
+    if (others.length > 0) throw nameTaken(host.name);
+  }
   const rows = await db
-    .insert(hosts)
-    .values({ id: newId("host"), ...host, session: 1 })
-    .onConflictDoUpdate({
-      target: hosts.name,
-      set: {
-        ...host,
-        session: sql`${hosts.session} + 1`,
-        state: sql`case when ${hosts.state} = 'gone' then 'active' else ${hosts.state} end`,
-        heartbeatAt: sql`now()`,
-      },
-    })
+    .update(hosts)
+    .set({ ...host, session: sql`${hosts.session} + 1`, heartbeatAt: sql`now()` })
+    .where(eq(hosts.id, id))
     .returning({ id: hosts.id, session: hosts.session });
   const row = rows[0];
-  if (row === undefined) throw new Error("the host was not registered");
-  const before = known[0]?.bootId;
-  return { ...row, rebooted: before !== undefined && before !== host.bootId };
+  return row === undefined ? null : { ...row, rebooted: known.bootId !== host.bootId };
 }
 
-/** Says that the host is alive. False: a newer session has taken over, this worker must stop. */
+/** Says that the host is alive. False: a newer session has taken over or the host was forgotten; this worker must stop. */
 export async function heartbeat(db: Db, host: { id: string; session: number }): Promise<boolean> {
   const rows = await db
     .update(hosts)

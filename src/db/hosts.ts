@@ -1,8 +1,5 @@
-import type { HostRoom } from "../core/placement.ts";
+import type { HostRoom, HostState } from "../core/placement.ts";
 import { type Sql, time } from "./scope.ts";
-
-/** A host is taken for dead when its worker was not heard of for so long. */
-export const silentSeconds = 30;
 
 export interface HostRow extends HostRoom {
   address: string;
@@ -16,8 +13,7 @@ export interface HostRow extends HostRoom {
 interface Raw {
   id: string;
   name: string;
-  state: HostRoom["state"];
-  alive: boolean;
+  state: HostState;
   cpus: number;
   memory: string;
   disk: string;
@@ -26,6 +22,7 @@ interface Raw {
   used_disk: string;
   used_containers: string;
   address: string;
+  labels: Record<string, string>;
   port_first: number;
   port_last: number;
   reserved_ports: number[];
@@ -37,7 +34,6 @@ const hostRow = (raw: Raw): HostRow => ({
   id: raw.id,
   name: raw.name,
   state: raw.state,
-  alive: raw.alive,
   cpus: raw.cpus,
   memory: Number(raw.memory),
   disk: Number(raw.disk),
@@ -48,6 +44,7 @@ const hostRow = (raw: Raw): HostRow => ({
     containers: Number(raw.used_containers),
   },
   address: raw.address,
+  labels: raw.labels,
   portFirst: raw.port_first,
   portLast: raw.port_last,
   reservedPorts: raw.reserved_ports,
@@ -55,28 +52,36 @@ const hostRow = (raw: Raw): HostRow => ({
   createdAt: time(raw.created_at),
 });
 
-/** All hosts, or one of them, with what their containers hold together. */
+/** All hosts, or the one with this id, with what their containers hold together. */
 export async function listHosts(sql: Sql, only?: string): Promise<HostRow[]> {
   const rows = await sql<Raw[]>`
-    select h.id, h.name, h.state, h.heartbeat_at > now() - make_interval(secs => ${silentSeconds}) as alive, h.cpus,
-      h.memory, h.disk, l.cpus as used_cpus, l.memory as used_memory, l.disk as used_disk, l.containers as used_containers,
-      h.address, h.port_first, h.port_last, h.reserved_ports, h.heartbeat_at, h.created_at
+    select h.id, h.name, berth_host_state(h) as state, h.cpus, h.memory, h.disk, l.cpus as used_cpus,
+      l.memory as used_memory, l.disk as used_disk, l.containers as used_containers, h.address, h.labels, h.port_first,
+      h.port_last, h.reserved_ports, h.heartbeat_at, h.created_at
     from hosts h cross join lateral berth_host_load(h.id) l
-    ${only === undefined ? sql`` : sql`where h.id = ${only} or h.name = ${only}`} order by h.created_at, h.id`;
+    ${only === undefined ? sql`` : sql`where h.id = ${only}`} order by h.created_at, h.id`;
   return rows.map(hostRow);
 }
 
-/** Opens or closes a host for new containers; null when there is no such host that can be changed. */
-export async function setHostState(sql: Sql, id: string, state: "active" | "draining"): Promise<HostRow | null> {
-  const changed =
-    await sql`update hosts set state = ${state} where (id = ${id} or name = ${id}) and state <> 'gone' returning id`;
-  return changed.length === 0 ? null : ((await listHosts(sql, id))[0] ?? null);
+/** Opens or closes a host for new containers and jobs; null when there is no such host. */
+export async function setHostState(sql: Sql, id: string, state: "ready" | "draining"): Promise<HostRow | null> {
+  await sql`update hosts set state = ${state} where id = ${id}`;
+  return (await listHosts(sql, id))[0] ?? null;
 }
 
-/** Where a host's agent listens; null when the host is unknown or has gone. */
+/** Removes a lost host with its containers. False: it is not lost, or unknown. */
+export async function forgetHost(sql: Sql, id: string): Promise<boolean> {
+  const [row] = await sql<{ gone: boolean }[]>`select berth_forget_host(${id}) as gone`;
+  return row?.gone ?? false;
+}
+
+/** Where a host's agent listens; null when the host is unknown. */
 export async function agentUrl(sql: Sql, hostId: string): Promise<string | null> {
-  const [row] = await sql<
-    { agent_url: string }[]
-  >`select agent_url from hosts where id = ${hostId} and state <> 'gone'`;
+  const [row] = await sql<{ agent_url: string }[]>`select agent_url from hosts where id = ${hostId}`;
   return row?.agent_url ?? null;
+}
+
+/** Whether there is a host with this id: one that was forgotten has lost what its key opened. */
+export async function hostExists(sql: Sql, id: string): Promise<boolean> {
+  return (await sql`select from hosts where id = ${id}`).length === 1;
 }

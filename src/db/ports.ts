@@ -1,5 +1,6 @@
 import { BerthError } from "../core/errors.ts";
-import type { Protocol } from "../core/port.ts";
+import { newId } from "../core/ids.ts";
+import type { Protocol, PublishRequest } from "../core/port.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
 import { type Fragment, read, type Sql, type Tx, time, violation } from "./scope.ts";
@@ -68,6 +69,19 @@ export interface NewPort {
   hostAddress: string | null;
 }
 
+/** The row of a port that is asked for a container of a host. */
+export function newPort(port: PublishRequest, of: { projectId: string; containerId: string; hostId: string }): NewPort {
+  const { containerPort, hostPort, protocol, hostAddress } = port;
+  return {
+    id: newId("port"),
+    ...of,
+    containerPort,
+    hostPort: hostPort ?? null,
+    protocol,
+    hostAddress: hostAddress === undefined || hostAddress === "0.0.0.0" ? null : hostAddress,
+  };
+}
+
 /** The host can't give the port: `taken`, or of an automatic one that none of its range is left. */
 export class PortRefused extends Error {
   readonly port: NewPort;
@@ -110,6 +124,13 @@ export async function removePort(
 /** Makes the host look at the container again, because its ports changed. */
 export async function touchContainer(tx: Tx, id: string): Promise<void> {
   await tx`update containers set wanted_rev = wanted_rev + 1 where id = ${id}`;
+}
+
+/** The client's error for a port that the host uses itself. */
+export function portReserved(hostPort: number): BerthError {
+  return new BerthError("port_taken", `Host port ${String(hostPort)} is reserved by the operator.`, {
+    facts: { hostPort },
+  });
 }
 
 /**

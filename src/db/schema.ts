@@ -1,6 +1,8 @@
 import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
 import type { ContainerSpec } from "../core/container.ts";
 import { containerStatuses } from "../core/container.ts";
+import { type DeployTemplate, deploymentStatuses } from "../core/deploy.ts";
+import { healthStates } from "../core/health.ts";
 import type { ImageConfig, Layer } from "../core/image.ts";
 import { jobKinds, jobStatuses, type ShownError } from "../core/job.ts";
 import { roles } from "../core/roles.ts";
@@ -47,9 +49,9 @@ export const hosts = pg.pgTable("hosts", {
   bootId: pg.text("boot_id").notNull().default(""),
   session: size("session").notNull().default(0),
   state: pg
-    .text("state", { enum: ["active", "draining", "gone"] })
+    .text("state", { enum: ["ready", "draining"] })
     .notNull()
-    .default("active"),
+    .default("ready"),
   cpus: pg.doublePrecision("cpus").notNull(),
   memory: size("memory").notNull(),
   disk: size("disk").notNull(),
@@ -58,6 +60,16 @@ export const hosts = pg.pgTable("hosts", {
   reservedPorts: pg.integer("reserved_ports").array().notNull().default(sql`'{}'`),
   heartbeatAt: time("heartbeat_at").notNull().defaultNow(),
   createdAt: createdAt(),
+  labels: pg.jsonb("labels").$type<Record<string, string>>().notNull().default({}),
+  joinTokenId: pg.text("join_token_id"),
+});
+
+export const joinTokens = pg.pgTable("join_tokens", {
+  id: pg.text("id").primaryKey(),
+  usesLeft: pg.integer("uses_left").notNull(),
+  expiresAt: time("expires_at").notNull(),
+  createdAt: createdAt(),
+  revokedAt: time("revoked_at"),
 });
 
 export const images = pg.pgTable(
@@ -107,6 +119,8 @@ export const jobs = pg.pgTable("jobs", {
   createdAt: createdAt(),
   startedAt: time("started_at"),
   finishedAt: time("finished_at"),
+  afterJobId: pg.text("after_job_id"),
+  lost: pg.integer("lost").notNull().default(0),
 });
 
 export const builds = pg.pgTable("builds", {
@@ -117,22 +131,11 @@ export const builds = pg.pgTable("builds", {
   tags: pg.text("tags").array().notNull().default(sql`'{}'`),
   imageDigest: pg.text("image_digest"),
   request: pg.jsonb("request").$type<BuildRequest>().notNull(),
-  afterJobId: pg.text("after_job_id"),
   steps: pg.jsonb("steps").$type<BuildStepView[]>().notNull().default([]),
   error: pg.jsonb("error").$type<ShownError>(),
   createdAt: createdAt(),
   startedAt: time("started_at"),
   finishedAt: time("finished_at"),
-});
-
-export const buildLogs = pg.pgTable(
-  "build_logs",
-  {
-    buildId: pg.text("build_id").notNull(),
-    projectId: projectId(),
-    seq: size("seq").notNull(),
-    step: pg.integer("step").notNull(),
-    stream: pg.text("stream", { enum: ["stdout", "stderr", "info"] }).notNull(),
   sourceId: pg.text("source_id"),
 });
 
@@ -145,7 +148,7 @@ export const sources = pg.pgTable("sources", {
   branches: pg.text("branches").array().notNull().default(sql`'{}'`),
   subdirectory: pg.text("subdirectory"),
   build: pg.jsonb("build").$type<SourceBuild>().notNull(),
-  deploy: pg.jsonb("deploy").$type<Record<string, unknown>>(),
+  deploy: pg.jsonb("deploy").$type<DeployTemplate>(),
   secretSealed: pg.text("secret_sealed").notNull(),
   authSealed: pg.text("auth_sealed"),
   createdAt: createdAt(),
@@ -175,6 +178,16 @@ export const deliveries = pg.pgTable("deliveries", {
   jobId: pg.text("job_id"),
   buildId: pg.text("build_id"),
   receivedAt: time("received_at").notNull().defaultNow(),
+});
+
+export const buildLogs = pg.pgTable(
+  "build_logs",
+  {
+    buildId: pg.text("build_id").notNull(),
+    projectId: projectId(),
+    seq: size("seq").notNull(),
+    step: pg.integer("step").notNull(),
+    stream: pg.text("stream", { enum: ["stdout", "stderr", "info"] }).notNull(),
     text: pg.text("text").notNull(),
     at: time("at").notNull().defaultNow(),
   },
@@ -224,6 +237,24 @@ export const containers = pg.pgTable("containers", {
   restartAt: time("restart_at"),
   createdAt: createdAt(),
   startedAt: time("started_at"),
+  finishedAt: time("finished_at"),
+  health: pg.text("health", { enum: healthStates }),
+});
+
+export const deployments = pg.pgTable("deployments", {
+  id: pg.text("id").primaryKey(),
+  projectId: projectId(),
+  sourceId: pg.text("source_id").notNull(),
+  buildId: pg.text("build_id"),
+  jobId: pg.text("job_id"),
+  imageDigest: pg.text("image_digest").notNull(),
+  template: pg.jsonb("template").$type<DeployTemplate>().notNull(),
+  containerId: pg.text("container_id"),
+  previousContainerId: pg.text("previous_container_id"),
+  status: pg.text("status", { enum: deploymentStatuses }).notNull().default("pending"),
+  reason: pg.text("reason"),
+  detail: pg.text("detail"),
+  createdAt: createdAt(),
   finishedAt: time("finished_at"),
 });
 

@@ -6,6 +6,7 @@ import type { LayerStore } from "../image/layers.ts";
 import type { Registry } from "../image/registry.ts";
 import type { Sandboxes } from "../isolation/sandbox.ts";
 import type { Log } from "../log.ts";
+import type { OpenSealed } from "./sealed.ts";
 
 /** This worker's host and the session that fences its host-bound writes. */
 export interface HostSession {
@@ -16,7 +17,7 @@ export interface HostSession {
 /** What the engine's parts are given by worker.ts; each takes from it only what it names. */
 export interface Services {
   config: Config;
-  secretKey: string;
+  openSealed: OpenSealed;
   log: Log;
   connection: Connection;
   wakeups: Wakeups;

@@ -1,5 +1,8 @@
 import { Agent, type IncomingMessage, request } from "node:http";
+import { Agent as TlsAgent, request as tlsRequest } from "node:https";
 import { BerthError, type ErrorCode } from "../core/errors.ts";
+import { keyedClient } from "../core/keyed-tls.ts";
+import { agentKey, hostKey } from "../core/keys.ts";
 import { agentUrl } from "../db/hosts.ts";
 import type { Sql } from "../db/scope.ts";
 
@@ -16,18 +19,23 @@ export interface AgentRequest {
   answerMs?: number;
 }
 
+const pool = { keepAlive: true, maxSockets: 1_000, maxFreeSockets: 16 };
+
 /**
  * The hosts' internal listeners, for byte streams that can't be rows. A URL is `unix:/path` on the same machine, else
- * http(s). The caller has checked already that the client may see the container.
+ * `tls://address:port`, where the key of that host's agent is what both sides show (core/keyed-tls.ts). The caller has
+ * checked already that the client may see the container.
  */
 export class Agents {
   readonly #sql: Sql;
-  readonly #key: string;
-  readonly #connections = new Agent({ keepAlive: true, maxSockets: 1_000, maxFreeSockets: 16 });
+  readonly #secretKey: string;
+  readonly #local = new Agent(pool);
+  /** Host → its connections: each has a key of its own. */
+  readonly #remote = new Map<string, TlsAgent>();
 
-  constructor(sql: Sql, key: string) {
+  constructor(sql: Sql, secretKey: string) {
     this.#sql = sql;
-    this.#key = key;
+    this.#secretKey = secretKey;
   }
 
   /**
@@ -37,28 +45,27 @@ export class Agents {
   async ask(hostId: string, ask: AgentRequest): Promise<IncomingMessage> {
     const url = await agentUrl(this.#sql, hostId);
     if (url === null) throw new BerthError("host_unavailable", "The container's host is not there.");
-    const response = await this.#send(url, ask);
+    const response = await this.#send(hostId, url, ask);
     if ((response.statusCode ?? 500) < 300) return response;
     throw await answeredError(response);
   }
 
-  #send(url: string, ask: AgentRequest): Promise<IncomingMessage> {
+  #send(hostId: string, url: string, ask: AgentRequest): Promise<IncomingMessage> {
     const body = ask.body === undefined ? null : JSON.stringify(ask.body);
-    const target = url.startsWith("unix:")
-      ? { socketPath: url.slice("unix:".length), host: "agent" }
-      : { host: new URL(url).hostname, port: new URL(url).port };
+    const key = agentKey(hostKey(this.#secretKey, hostId));
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
-    const sent = request({
-      ...target,
-      agent: this.#connections,
+    const options = {
       method: ask.method,
       path: ask.path,
       signal: ask.signal,
       headers: {
-        Authorization: `Bearer ${this.#key}`,
+        Authorization: `Bearer ${key}`,
         ...(body === null ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(body) }),
       },
-    });
+    };
+    const sent = url.startsWith("unix:")
+      ? request({ ...options, agent: this.#local, host: "agent", socketPath: url.slice("unix:".length) })
+      : tlsRequest({ ...options, agent: this.#connections(hostId, key), ...addressOf(url) });
     const late = setTimeout(
       () => sent.destroy(new Error("the agent did not answer in time")),
       ask.answerMs ?? answerMs,
@@ -75,9 +82,23 @@ export class Agents {
     return promise;
   }
 
-  close(): void {
-    this.#connections.destroy();
+  #connections(hostId: string, key: string): TlsAgent {
+    const known = this.#remote.get(hostId);
+    if (known !== undefined) return known;
+    const connections = new TlsAgent({ ...pool, ...keyedClient(hostId, key) });
+    this.#remote.set(hostId, connections);
+    return connections;
   }
+
+  close(): void {
+    this.#local.destroy();
+    for (const connections of this.#remote.values()) connections.destroy();
+  }
+}
+
+function addressOf(url: string): { host: string; port: string } {
+  const { hostname, port } = new URL(url);
+  return { host: hostname, port };
 }
 
 /** All of an answer as text; an answer that is too long is an error of the agent's. */

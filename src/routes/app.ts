@@ -18,6 +18,7 @@ import { addHosts } from "./hosts.ts";
 import { addImageTransfers } from "./image-transfers.ts";
 import { addImages } from "./images.ts";
 import { addJobs } from "./jobs.ts";
+import { addJoinTokens } from "./join-tokens.ts";
 import { RequestMetrics } from "./metrics.ts";
 import { notFound } from "./parameters.ts";
 import { addPorts } from "./ports.ts";
@@ -108,6 +109,7 @@ export function createApp(services: Services): App {
   addEvents(app, services);
   addProjects(app, services);
   addHosts(app, services);
+  addJoinTokens(app, services);
   addHealth(app, services, requests);
   addDocs(app);
   return app;

@@ -4,25 +4,24 @@ import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
 import { chooseImage, type ImageChoice, projectReference } from "../core/image-choice.ts";
 import { isOverfull, place } from "../core/placement.ts";
-import type { PublishRequest } from "../core/port.ts";
+import { exposedPorts, type PublishRequest } from "../core/port.ts";
 import { checkQuota } from "../core/quota.ts";
 import { digestPattern, type ImageReference } from "../core/reference.ts";
 import { findContainer, insertContainer } from "../db/containers.ts";
 import { appendEvent } from "../db/events.ts";
 import { type HostRow, listHosts } from "../db/hosts.ts";
 import { findImage, knownImage } from "../db/images.ts";
-import { insertPort, PortRefused, portError, portReserved } from "../db/ports.ts";
+import { insertPort, newPort, PortRefused, portError, portReserved } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import type { Scope } from "../db/scope.ts";
 import { lock, type Tx, together, violation, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
 import type { ContainerCreate } from "./container-schema.ts";
+import { present, templateSpec } from "./container-template.ts";
 import { containerView } from "./container-view.ts";
 import type { Request, Services } from "./context.ts";
-import { healthOf } from "./health-schema.ts";
 import { once } from "./idempotency.ts";
-import { publishRequest } from "./port-schema.ts";
-import { invalidRequest } from "./problem.ts";
+import { checkPorts, publishRequest } from "./port-schema.ts";
 
 type Asked = z.infer<typeof ContainerCreate>;
 
@@ -74,7 +73,7 @@ async function attempt(
   ]);
   if (quota === null) throw new BerthError("not_found", "There is no such project.");
   const image = chooseImage(reference, known, asked.pull);
-  const ports = asked.publishAll ? [...given, ...(await exposedPorts(tx, scope, image, given))] : given;
+  const ports = asked.publishAll ? [...given, ...(await unpublishedPorts(tx, scope, image, given))] : given;
   checkQuota(quota, usage, { containers: 1, ...asked.resources, ports: ports.length });
   const unfit = new Map([...reservedBy(hosts, ports), ...refused]);
   const host = place(hosts, asked.resources, present(asked.placement), unfit);
@@ -96,11 +95,7 @@ async function attempt(
       ...asked.resources,
       start: asked.start,
     }),
-    together(
-      published.map((port) =>
-        insertPort(tx, newPort(newId("port"), port, { projectId, containerId: id, hostId: host.id })),
-      ),
-    ),
+    together(published.map((port) => insertPort(tx, newPort(port, { projectId, containerId: id, hostId: host.id })))),
     appendEvent(tx, {
       projectId,
       type: "container.created",
@@ -134,19 +129,8 @@ function requestedImage(text: string, projectName: string): ImageReference {
     : projectReference(text, projectName);
 }
 
-function checkPorts(ports: readonly PublishRequest[]): void {
-  const seen = new Set<string>();
-  ports.forEach((port, index) => {
-    if (port.hostPort === undefined) return;
-    const key = `${port.protocol} ${String(port.hostPort)} ${port.hostAddress ?? ""}`;
-    if (seen.has(key))
-      throw invalidRequest([{ pointer: `/ports/${String(index)}/hostPort`, detail: "Is there twice." }]);
-    seen.add(key);
-  });
-}
-
 /** The ports that the image exposes and that are not published already. */
-async function exposedPorts(
+async function unpublishedPorts(
   tx: Tx,
   scope: Scope,
   image: ImageChoice,
@@ -159,32 +143,7 @@ async function exposedPorts(
       `publishAll needs an image that the project has; pull ${image.reference} first.`,
     );
   }
-  return Object.keys(known.config.config?.ExposedPorts ?? {}).flatMap((text): PublishRequest[] => {
-    const match = /^(\d{1,5})(?:\/(tcp|udp))?$/.exec(text);
-    const containerPort = Number(match?.[1]);
-    const protocol = match?.[2] === "udp" ? "udp" : "tcp";
-    const already = given.some((port) => port.containerPort === containerPort && port.protocol === protocol);
-    return match === null || already || containerPort < 1 || containerPort > 65_535
-      ? []
-      : [{ containerPort, protocol }];
-  });
-}
-
-/** A port row of a request. */
-export function newPort(
-  id: string,
-  port: PublishRequest,
-  of: { projectId: string; containerId: string; hostId: string },
-) {
-  const everywhere = port.hostAddress === undefined || port.hostAddress === "0.0.0.0";
-  return {
-    id,
-    ...of,
-    containerPort: port.containerPort,
-    hostPort: port.hostPort ?? null,
-    protocol: port.protocol,
-    hostAddress: everywhere ? null : (port.hostAddress ?? null),
-  };
+  return exposedPorts(known.config, given);
 }
 
 /** A name for a container that was given none: what it runs, and a random end. */
@@ -195,35 +154,6 @@ function inventName(reference: ImageReference): string {
 
 /** What is kept of the request; name, labels and resources have columns of their own. */
 function specOf(asked: Asked, ports: readonly PublishRequest[]): ContainerSpec {
-  const placement = present(asked.placement);
-  return present({
-    image: asked.image,
-    command: asked.command,
-    entrypoint: asked.entrypoint,
-    env: asked.env,
-    workingDirectory: asked.workingDirectory,
-    user: asked.user,
-    hostname: asked.hostname,
-    tty: asked.tty,
-    openStdin: asked.openStdin,
-    publishAll: asked.publishAll,
-    ports: [...ports],
-    restartPolicy: asked.restartPolicy,
-    stopSignal: asked.stopSignal,
-    stopTimeoutSeconds: asked.stopTimeoutSeconds,
-    autoRemove: asked.autoRemove,
-    readOnlyRootfs: asked.readOnlyRootfs,
-    capabilities: asked.capabilities,
-    pull: asked.pull,
-    placement: Object.keys(placement).length === 0 ? undefined : placement,
-    healthcheck:
-      asked.healthcheck === undefined || asked.healthcheck === null ? asked.healthcheck : healthOf(asked.healthcheck),
-  });
-}
-
-/** The same without the fields that are undefined: absent and undefined are different to exact optional types. */
-function present<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as {
-    [K in keyof T]: Exclude<T[K], undefined>;
-  };
+  const { image, tty, openStdin, autoRemove, pull } = asked;
+  return { ...templateSpec(asked, ports), image, tty, openStdin, autoRemove, pull };
 }

@@ -45,10 +45,7 @@ export function addHealth(app: App, services: Services, requests: RequestMetrics
 
   app.openapi(readiness, async (c) => {
     const hosts = await listHosts(services.sql);
-    return c.json(
-      { status: "ready" as const, hosts: hosts.filter((host) => host.alive && host.state === "active").length },
-      200,
-    );
+    return c.json({ status: "ready" as const, hosts: hosts.filter((host) => host.state === "ready").length }, 200);
   });
 
   app.openapi(metrics, (c) => {

@@ -1,5 +1,6 @@
 import { z } from "@hono/zod-openapi";
-import { type HostRow, listHosts, setHostState } from "../db/hosts.ts";
+import { BerthError } from "../core/errors.ts";
+import { forgetHost, type HostRow, listHosts, setHostState } from "../db/hosts.ts";
 import type { App, Services } from "./context.ts";
 import { json, operation } from "./operation.ts";
 import { idParam, listSchema, notFound } from "./parameters.ts";
@@ -14,8 +15,10 @@ const Host = z
   .object({
     id: z.string().openapi({ example: "hst_0q3xr5kkp8wmz2v9d1hc" }),
     name: z.string().openapi({ example: "worker-1" }),
-    state: z.enum(["active", "draining", "gone"]),
-    alive: z.boolean().openapi({ description: "Whether its worker was heard of in the last 30 seconds." }),
+    state: z.enum(["ready", "draining", "lost"]).openapi({
+      description: "`lost`: its worker has not been heard of for 30 seconds. Then nothing is placed there.",
+    }),
+    labels: z.record(z.string(), z.string()).openapi({ example: { zone: "a" } }),
     address: z.string().openapi({ description: "Where clients reach published ports.", example: "203.0.113.5" }),
     ...Room,
     used: z.object({ ...Room, containers: z.int() }).openapi({ description: "What all its containers were promised." }),
@@ -59,13 +62,31 @@ function change(verb: string, operationId: OperationId, summary: string, descrip
   });
 }
 
-const drain = change("drain", "drainHost", "Place no new containers on a host", "Those that it has go on.");
-const activate = change("activate", "activateHost", "Place containers on a host again", "Takes a drain back.");
+const drain = change(
+  "drain",
+  "drainHost",
+  "Give a host no new containers and jobs",
+  "Those that it has go on. To empty the host, remove its containers, or wait for those that end.",
+);
+const activate = change("activate", "activateHost", "Give a host containers and jobs again", "Takes a drain back.");
+
+const forget = operation({
+  method: "delete",
+  path: "/v1/hosts/{id}",
+  operationId: "forgetHost",
+  tag,
+  summary: "Forget a lost host",
+  description:
+    "Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. Its worker must join anew, and then ends what it still runs.",
+  request: { params },
+  responses: { 204: { description: "It is forgotten" } },
+  errors: ["not_found", "invalid_state"],
+});
 
 function hostView(row: HostRow): z.infer<typeof Host> {
-  const { id, name, state, alive, address, cpus, memory, disk, used, heartbeatAt, createdAt } = row;
+  const { id, name, state, labels, address, cpus, memory, disk, used, heartbeatAt, createdAt } = row;
   const portRange = { first: row.portFirst, last: row.portLast };
-  return { id, name, state, alive, address, cpus, memory, disk, used, portRange, heartbeatAt, createdAt };
+  return { id, name, state, labels, address, cpus, memory, disk, used, portRange, heartbeatAt, createdAt };
 }
 
 export function addHosts(app: App, services: Services): void {
@@ -79,9 +100,18 @@ export function addHosts(app: App, services: Services): void {
     return c.json(hostView(row), 200);
   });
 
+  app.openapi(forget, async (c) => {
+    const { id } = c.req.valid("param");
+    if (!(await forgetHost(sql, id))) {
+      if ((await listHosts(sql, id)).length === 0) throw notFound("host");
+      throw new BerthError("invalid_state", "The host is alive. Stop its worker first, and wait until it is lost.");
+    }
+    return c.body(null, 204);
+  });
+
   for (const [route, state] of [
     [drain, "draining"],
-    [activate, "active"],
+    [activate, "ready"],
   ] as const) {
     app.openapi(route, async (c) => {
       const row = await setHostState(sql, c.req.valid("param").id, state);

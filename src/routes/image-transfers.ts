@@ -2,7 +2,7 @@ import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
 import { projectReference } from "../core/image-choice.ts";
-import type { PullPayload, PushPayload } from "../core/job.ts";
+import { jobSealPurpose, type PullPayload, type PushPayload } from "../core/job.ts";
 import { seal } from "../core/keys.ts";
 import {
   formatReference,
@@ -146,7 +146,8 @@ export function addImageTransfers(app: App, services: Services): void {
     await checkOpenJobs(tx, projectId);
     const { kind } = transfer;
     const id = newId("job");
-    const sealed = auth === undefined ? {} : { auth: seal(services.secretKey, `${kind}:${id}`, JSON.stringify(auth)) };
+    const purpose = jobSealPurpose({ kind, id });
+    const sealed = auth === undefined ? {} : { auth: seal(services.secretKey, purpose, JSON.stringify(auth)) };
     await insertJob(tx, { id, projectId, kind, subjectId: null, payload: { ...transfer.payload, ...sealed } });
     await appendEvent(tx, { projectId, type: `${kind}.queued`, subjectId: id, data: { ...transfer.payload } });
     return { id };

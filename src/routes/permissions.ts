@@ -56,6 +56,10 @@ export const permissions = {
   getHost: "operator",
   drainHost: "operator",
   activateHost: "operator",
+  forgetHost: "operator",
+  createJoinToken: "operator",
+  listJoinTokens: "operator",
+  revokeJoinToken: "operator",
 
   getHealth: "public",
   getReadiness: "public",

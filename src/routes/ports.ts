@@ -1,6 +1,5 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
-import { newId } from "../core/ids.ts";
 import { checkQuota } from "../core/quota.ts";
 import { findContainer, lockContainer } from "../db/containers.ts";
 import { appendEvent, lastEvent } from "../db/events.ts";
@@ -9,16 +8,17 @@ import {
   findPort,
   insertPort,
   listPorts,
+  newPort,
   PortRefused,
   type PortRow,
   portError,
+  portReserved,
   removePort,
   touchContainer,
 } from "../db/ports.ts";
 import { readQuota, readUsage } from "../db/projects.ts";
 import { lock, together, transact, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
-import { newPort } from "./container-create.ts";
 import type { App, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { body, json, operation } from "./operation.ts";
@@ -115,11 +115,9 @@ export function addPorts(app: App, services: Services): void {
       const { hostId } = container;
       const [host] = await listHosts(tx, hostId);
       if (port.hostPort !== undefined && host?.reservedPorts.includes(port.hostPort) === true) {
-        throw new BerthError("port_taken", `Host port ${String(port.hostPort)} is reserved by the operator.`, {
-          facts: { hostPort: port.hostPort },
-        });
+        throw portReserved(port.hostPort);
       }
-      const row = newPort(newId("port"), publishRequest(port), {
+      const row = newPort(publishRequest(port), {
         projectId: scope.projectId,
         containerId: container.id,
         hostId,

@@ -21,7 +21,7 @@ export function childEnvironment(
   own: Environment,
   config: Config,
   role: "api" | "worker",
-  secretKey: string,
+  secretKey: string | null,
 ): Record<string, string> {
   const env: Record<string, string> = { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" };
   for (const [name, value] of Object.entries(own)) {
@@ -31,7 +31,7 @@ export function childEnvironment(
   env.BERTH_ROLE = role;
   env.BERTH_DATA_DIR = config.dataDir;
   env.BERTH_RUN_DIR = config.runDir;
-  env.BERTH_SECRET_KEY = secretKey;
+  if (secretKey !== null) env.BERTH_SECRET_KEY = secretKey;
   env.NODE_COMPILE_CACHE = directoriesOf(config.dataDir, config.runDir).cache[role];
   return env;
 }

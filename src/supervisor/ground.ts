@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { dirname, extname, join, relative } from "node:path";
 import type { Config } from "../config.ts";
 import type { EmbeddedOptions } from "../db/embedded.ts";
@@ -10,9 +11,10 @@ import { openView } from "./view.ts";
 /** What the children stand on: directories, secrets, and how each of them is started. */
 export interface Ground {
   socketDir: string;
-  secretKey: string;
-  /** The operator's token; `file` null: it came with the settings. `fresh`: it was made just now. */
-  token: { text: string; file: string | null; fresh: boolean };
+  /** null: this host has joined the Berth of another machine, and has a key of its own. */
+  secretKey: string | null;
+  /** The operator's token; `file` null: it came with the settings. `fresh`: it was made just now. null: no API runs here. */
+  token: { text: string; file: string | null; fresh: boolean } | null;
   /** Command lines of the roles; each program in them replaces itself with the next. */
   api: readonly string[];
   worker: readonly string[];
@@ -36,16 +38,12 @@ export async function layGround(config: Config, program: Program): Promise<Groun
   const enterWorker = config.role === "api" ? [] : await ensureMountNamespace(config);
   makeDirectories(config.dataDir, config.runDir, { supervisor: self, api, database });
   const paths = directoriesOf(config.dataDir, config.runDir);
-  const kept = config.adminToken === null ? keepSecret(paths.token, newToken) : null;
   const view = root ? openView(clone, config.runDir) : { root: clone, enter: [] };
   const drop = (user: typeof api) => (root ? [...view.enter, ...asUser(user)] : []);
   return {
     socketDir: paths.socket,
-    secretKey: config.secretKey ?? keepSecret(paths.secretKey, newSecretKey).text,
-    token:
-      kept === null
-        ? { text: config.adminToken ?? "", file: null, fresh: false }
-        : { text: kept.text, file: paths.token, fresh: kept.fresh },
+    secretKey: secretKeyOf(config, paths.secretKey),
+    token: tokenOf(config, paths.token),
     api: [...drop(api), ...script(program, view.root, "api")],
     worker: [...enterWorker, ...script(program, clone, "worker")],
     database: {
@@ -62,6 +60,18 @@ export async function layGround(config: Config, program: Program): Promise<Groun
       ],
     },
   };
+}
+
+/** A worker alone makes no key: where there is none it joins. */
+function secretKeyOf(config: Config, file: string): string | null {
+  if (config.secretKey !== null) return config.secretKey;
+  return config.role === "worker" && !existsSync(file) ? null : keepSecret(file, newSecretKey).text;
+}
+
+function tokenOf(config: Config, file: string): Ground["token"] {
+  if (config.role === "worker") return null;
+  if (config.adminToken !== null) return { text: config.adminToken, file: null, fresh: false };
+  return { ...keepSecret(file, newToken), file };
 }
 
 /** The role beside this program, under the pinned Node, in the clone as it is seen at `root`. */

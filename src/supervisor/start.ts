@@ -57,7 +57,7 @@ export async function startBerth(
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
     const { prepareDatabase } = await preparation;
-    const { migrations } = await prepareDatabase(address, api === null ? null : ground.token.text);
+    const { migrations } = await prepareDatabase(address, ground.token?.text ?? null);
     letBegin();
     const [apiMs, workerMs] = await roles;
     return {

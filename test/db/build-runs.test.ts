@@ -12,10 +12,10 @@ import {
 } from "../../src/db/build-runs.ts";
 import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
-import { openHostSession } from "../../src/db/hosts-worker.ts";
 import { type ClaimedJob, claimJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
 import { neededBlobs } from "../../src/db/upkeep.ts";
+import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 let database: TestDatabase;
@@ -28,22 +28,13 @@ const layer = { digest: `sha256:${"1".repeat(64)}`, diffId: `sha256:${"2".repeat
 beforeAll(async () => {
   database = await createDatabase(inject("postgresSocketDir"));
   db = drizzle(database.owner, { schema });
-  const host = {
-    name: "one",
-    address: "127.0.0.1",
-    agentUrl: "unix:/nowhere",
-    bootId: "1",
-    cpus: 2,
-    memory: 1e9,
-    disk: 1e9,
-  };
-  hostId = (await openHostSession(db, { ...host, portFirst: 8000, portLast: 8010, reservedPorts: [] })).id;
+  hostId = (await openHost(db)).id;
   await database.owner`insert into projects (id, name) values (${projectId}, 'p')`;
 });
 afterAll(() => database.drop());
 
 async function claim(): Promise<ClaimedJob> {
-  const [job] = await claimJobs(db, hostId, 1);
+  const [job] = await claimJobs(database.owner, hostId, { kinds: { build: 1 }, suspect: true });
   if (job === undefined) throw new Error("nothing to claim");
   return job;
 }

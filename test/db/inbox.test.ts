@@ -2,10 +2,10 @@ import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
-import { openHostSession } from "../../src/db/hosts-worker.ts";
 import { eraseContainer, type Fence, readContainer, readInbox, writePorts, writeSeen } from "../../src/db/inbox.ts";
 import * as schema from "../../src/db/schema.ts";
 import { Wakeups } from "../../src/db/wakeups.ts";
+import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 describe("the inbox of a host", () => {
@@ -14,24 +14,10 @@ describe("the inbox of a host", () => {
   let fence: Fence;
   const projectId = newId("project");
 
-  const register = () =>
-    openHostSession(db, {
-      name: "one",
-      address: "127.0.0.1",
-      agentUrl: "unix:/nowhere",
-      bootId: "boot-1",
-      cpus: 2,
-      memory: 1e9,
-      disk: 1e9,
-      portFirst: 8000,
-      portLast: 8010,
-      reservedPorts: [],
-    });
-
   beforeAll(async () => {
     database = await createDatabase(inject("postgresSocketDir"));
     db = drizzle(database.owner, { schema });
-    const host = await register();
+    const host = await openHost(db);
     fence = { hostId: host.id, session: host.session };
     await database.owner`insert into projects (id, name) values (${projectId}, 'p')`;
   });
@@ -93,7 +79,7 @@ describe("the inbox of a host", () => {
   it("changes no row of a newer session", async () => {
     const container = await create();
     const old = fence;
-    fence = { hostId: old.hostId, session: (await register()).session };
+    fence = { hostId: old.hostId, session: (await openHost(db)).session };
     expect(await writeSeen(database.owner, old, container, { status: "running" }, { type: "container.started" })).toBe(
       false,
     );

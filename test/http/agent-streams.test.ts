@@ -9,6 +9,7 @@ let api: TestApi;
 let project: TestProject;
 let agent: Server;
 let directory: string;
+let host: string;
 let container: string;
 /** What the host answers in the test. */
 let answer: (request: IncomingMessage, response: ServerResponse) => void;
@@ -24,7 +25,7 @@ beforeAll(async () => {
   await new Promise<void>((resolve) => agent.listen(socket, resolve));
   api = await createApi(inject("postgresSocketDir"));
   project = await api.project("acme");
-  await api.host({ agentUrl: `unix:${socket}` });
+  host = await api.host({ agentUrl: `unix:${socket}` });
   container = (
     await ask<{ id: string }>(api.app, project.tokens.deployer, "POST", "/v1/containers", {
       image: "debian",
@@ -72,7 +73,7 @@ describe("logs", () => {
     expect(asked).toEqual([
       {
         url: `/containers/${container}/logs?follow=false&stdout=true&stderr=false&tail=5`,
-        authorization: `Bearer ${testAgentKey}`,
+        authorization: `Bearer ${testAgentKey(host)}`,
       },
     ]);
     expect(await (await logs("?timestamps=true")).text()).toMatch(/^2025\S+Z one\n2025\S+Z err\n2025\S+Z half line/);

@@ -438,10 +438,10 @@ describe("hosts", () => {
 
   test("are listed, drained and taken into use again; why nothing fits is said", async () => {
     const { body } = await asOperator<{
-      items: { id: string; name: string; alive: boolean; used: { containers: number } }[];
+      items: { id: string; name: string; state: string; used: { containers: number } }[];
     }>("GET", "/v1/hosts");
     const host = body.items[0];
-    expect(host).toMatchObject({ alive: true });
+    expect(host).toMatchObject({ state: "ready" });
     expect(host?.used.containers).toBeGreaterThan(0);
     expect(await asOperator("POST", `/v1/hosts/${host?.id ?? ""}/drain`)).toMatchObject({
       status: 200,
@@ -453,7 +453,7 @@ describe("hosts", () => {
       body: { code: "no_capacity", detail: `No host has room: ${host?.name ?? ""} is draining.` },
     });
     expect(await asOperator("POST", `/v1/hosts/${host?.id ?? ""}/activate`)).toMatchObject({
-      body: { state: "active" },
+      body: { state: "ready" },
     });
     const large = await call("POST", "/v1/containers", { image: "debian:12", resources: { memory: 64 * 2 ** 30 } });
     expect(large.body.detail).toContain("has 8.0 GiB of memory, and 64.0 GiB is asked");

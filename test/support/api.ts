@@ -3,10 +3,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pino } from "pino";
 import { newId } from "../../src/core/ids.ts";
-import { tokenHash } from "../../src/core/keys.ts";
+import { agentKey, hostKey, tokenHash } from "../../src/core/keys.ts";
 import type { Role } from "../../src/core/roles.ts";
 import { Wakeups } from "../../src/db/wakeups.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { Agents } from "../../src/routes/agents.ts";
 import { createApp } from "../../src/routes/app.ts";
 import type { App, Services } from "../../src/routes/context.ts";
@@ -14,7 +14,10 @@ import { OpenStreams } from "../../src/routes/open-streams.ts";
 import { TokenCache } from "../../src/routes/token-cache.ts";
 import { createDatabase, type TestDatabase } from "./postgres.ts";
 
-export const testAgentKey = "the key of the test's agent";
+const secretKey = "a secret key of the tests, long enough";
+
+/** What the API shows the agent of a host. */
+export const testAgentKey = (hostId: string) => agentKey(hostKey(secretKey, hostId));
 
 /** A project of the test with one token of each role. */
 export interface TestProject {
@@ -59,10 +62,10 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
     wakeups,
     tokens,
     blobs: new FileBlobs(join(directory, "blobs")),
-    agents: new Agents(database.api, testAgentKey),
+    agents: new Agents(database.api, secretKey),
     streams: new OpenStreams(wakeups, all.heldRequests, (principal) => tokens.stillValid(principal)),
     log: pino({ level: "debug" }, { write: (line: string) => void logged.push(line) }),
-    secretKey: "a secret key of the tests, long enough",
+    secretKey,
     corsOrigins: ["https://console.example"],
     limits: all,
   };
@@ -100,9 +103,9 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
         ...more,
       };
       await database.owner`
-        insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last, reserved_ports)
+        insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last, reserved_ports, session)
         values (${id}, ${host.name}, '127.0.0.1', ${host.agentUrl}, ${host.cpus}, ${host.memory}, ${host.disk},
-          ${host.portFirst}, ${host.portLast}, ${host.reservedPorts})`;
+          ${host.portFirst}, ${host.portLast}, ${host.reservedPorts}, 1)`;
       return id;
     },
     async close() {

@@ -16,7 +16,7 @@ export interface paths {
         put?: never;
         /**
          * Build an image from a tar of its context, or from a git repository
-         * @description Either the body is the context as a tar, plain or compressed with gzip or zstd, and the options are in the query; or the body is JSON, with a git repository as the source. Answers at once; `Prefer: wait=60` holds the answer until the build has ended. A Dockerfile that is wrong makes a `failed` build whose `error` names the line. Of a repository one commit is fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, `ref_not_found`, `repository_denied`, `repository_unreachable`, `address_refused`.
+         * @description Either the body is the context as a tar, plain or compressed with gzip or zstd, and the options are in the query; or the body is JSON, with a git repository as the source. Answers at once; `Prefer: wait=60` holds the answer until the build has ended. A Dockerfile that is wrong makes a `failed` build whose `error` names the line. Of a repository one commit is fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, `ref_not_found`, `repository_denied`, `git_auth_failed`, `repository_unreachable`, `address_refused`.
          */
         post: operations["createBuild"];
         delete?: never;
@@ -603,7 +603,11 @@ export interface paths {
         get: operations["getHost"];
         put?: never;
         post?: never;
-        delete?: never;
+        /**
+         * Forget a lost host
+         * @description Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. Its worker must join anew, and then ends what it still runs.
+         */
+        delete: operations["forgetHost"];
         options?: never;
         head?: never;
         patch?: never;
@@ -619,8 +623,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Place no new containers on a host
-         * @description Those that it has go on.
+         * Give a host no new containers and jobs
+         * @description Those that it has go on. To empty the host, remove its containers, or wait for those that end.
          */
         post: operations["drainHost"];
         delete?: never;
@@ -639,11 +643,52 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Place containers on a host again
+         * Give a host containers and jobs again
          * @description Takes a drain back.
          */
         post: operations["activateHost"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/join-tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the tokens with which hosts can join now */
+        get: operations["listJoinTokens"];
+        put?: never;
+        /**
+         * Create a token with which hosts can join
+         * @description The token itself is only in this answer. A host needs it once: then it has a key of its own.
+         */
+        post: operations["createJoinToken"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/join-tokens/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Revoke a join token
+         * @description Hosts that have joined with it stay.
+         */
+        delete: operations["revokeJoinToken"];
         options?: never;
         head?: never;
         patch?: never;
@@ -743,6 +788,11 @@ export interface components {
             id: string;
             /** @example job_0q3xr5kkp8wmz2v9d1hc */
             jobId: string;
+            /**
+             * @description Whose build it is, when a source began it.
+             * @example null
+             */
+            sourceId: string | null;
             /** @enum {string} */
             status: "queued" | "running" | "succeeded" | "failed" | "cancelled";
             /**
@@ -862,6 +912,7 @@ export interface components {
                      * @example services/web
                      */
                     subdirectory?: string;
+                    auth?: components["schemas"]["GitAuth"];
                 };
             };
             /**
@@ -925,6 +976,12 @@ export interface components {
                 /** @default 1800 */
                 timeoutSeconds?: number;
             };
+        };
+        /** @description For this build only; kept encrypted until it has ended. */
+        GitAuth: {
+            username: string;
+            /** @description A password or token. */
+            password: string;
         };
         BuildList: {
             items: components["schemas"]["Build"][];
@@ -1016,7 +1073,7 @@ export interface components {
             /** @example job_0q3xr5kkp8wmz2v9d1hc */
             id: string;
             /** @enum {string} */
-            kind: "build" | "pull" | "push";
+            kind: "build" | "pull" | "push" | "source" | "deploy";
             /** @description What it is about, such as a build's id. */
             subjectId: string | null;
             /** @enum {string} */
@@ -1096,6 +1153,11 @@ export interface components {
             detail: string | null;
             oomKilled: boolean;
             restartCount: number;
+            /**
+             * @description null: it has no health check, or does not run. An unhealthy one goes on; `detail` says why.
+             * @enum {string|null}
+             */
+            health: "starting" | "healthy" | "unhealthy" | null;
             /** @example hst_0q3xr5kkp8wmz2v9d1hc */
             hostId: string;
             /** @example 10.88.0.2 */
@@ -1115,7 +1177,8 @@ export interface components {
             };
             workingDirectory: string | null;
             user: string | null;
-            hostname: string;
+            /** @description null: not known before the first start. */
+            hostname: string | null;
             tty: boolean;
             restartPolicy: {
                 /** @enum {string} */
@@ -1130,6 +1193,7 @@ export interface components {
                 add: string[];
                 drop: string[];
             };
+            healthcheck: components["schemas"]["Healthcheck"];
             labels: {
                 [key: string]: string;
             };
@@ -1169,6 +1233,55 @@ export interface components {
              */
             status: "pending" | "active" | "removing";
         };
+        /**
+         * @description null: the image's, or none.
+         * @example {
+         *       "http": {
+         *         "port": 8080,
+         *         "path": "/healthz"
+         *       },
+         *       "intervalSeconds": 10
+         *     }
+         */
+        Healthcheck: {
+            /**
+             * @description Run in the container; healthy when it exits with 0.
+             * @example [
+             *       "cat",
+             *       "/run/ready"
+             *     ]
+             */
+            command?: string[];
+            /** @description GET from the host; healthy when the answer's status is 2xx or 3xx. */
+            http?: {
+                port: number;
+                /** @default / */
+                path?: string;
+            };
+            /** @description Healthy when the port takes a connection. */
+            tcp?: {
+                port: number;
+            };
+            /** @default 30 */
+            intervalSeconds?: number;
+            /** @default 30 */
+            timeoutSeconds?: number;
+            /**
+             * @description Failures on end until it is unhealthy.
+             * @default 3
+             */
+            retries?: number;
+            /**
+             * @description Until it is healthy, failures in this time after its start don't count.
+             * @default 30
+             */
+            startPeriodSeconds?: number;
+            /**
+             * @description Between checks in that time.
+             * @default 1
+             */
+            startIntervalSeconds?: number;
+        } | null;
         /**
          * @example {
          *       "image": "web:1",
@@ -1216,7 +1329,7 @@ export interface components {
             /** @example 1000:1000 */
             user?: string;
             /**
-             * @description By default the container's name.
+             * @description By default it goes with the address, such as `ip-10-88-0-7`; kept as long as the container.
              * @example web-1
              */
             hostname?: string;
@@ -1286,10 +1399,76 @@ export interface components {
                 drop?: ("CHOWN" | "DAC_OVERRIDE" | "FOWNER" | "FSETID" | "SETUID" | "SETGID" | "KILL" | "NET_BIND_SERVICE" | "ALL")[];
             };
             /**
+             * @description By default the image's; null: none, whatever it says.
+             * @example {
+             *       "http": {
+             *         "port": 8080,
+             *         "path": "/healthz"
+             *       },
+             *       "intervalSeconds": 10
+             *     }
+             */
+            healthcheck?: {
+                /**
+                 * @description Run in the container; healthy when it exits with 0.
+                 * @example [
+                 *       "cat",
+                 *       "/run/ready"
+                 *     ]
+                 */
+                command?: string[];
+                /** @description GET from the host; healthy when the answer's status is 2xx or 3xx. */
+                http?: {
+                    port: number;
+                    /** @default / */
+                    path?: string;
+                };
+                /** @description Healthy when the port takes a connection. */
+                tcp?: {
+                    port: number;
+                };
+                /** @default 30 */
+                intervalSeconds?: number;
+                /** @default 30 */
+                timeoutSeconds?: number;
+                /**
+                 * @description Failures on end until it is unhealthy.
+                 * @default 3
+                 */
+                retries?: number;
+                /**
+                 * @description Until it is healthy, failures in this time after its start don't count.
+                 * @default 30
+                 */
+                startPeriodSeconds?: number;
+                /**
+                 * @description Between checks in that time.
+                 * @default 1
+                 */
+                startIntervalSeconds?: number;
+            } | null;
+            /**
              * @default missing
              * @enum {string}
              */
             pull?: "missing" | "always" | "never";
+            /**
+             * @description By default any host with room.
+             * @default {}
+             */
+            placement?: {
+                /** @description Id or name of the one host. */
+                host?: string;
+                /**
+                 * @description Labels that the host must have.
+                 * @example {
+                 *       "tier": "web"
+                 *     }
+                 */
+                hostLabels?: {
+                    [key: string]: string;
+                };
+            };
             /** @default true */
             start?: boolean;
         };
@@ -1588,10 +1767,19 @@ export interface components {
             id: string;
             /** @example worker-1 */
             name: string;
-            /** @enum {string} */
-            state: "active" | "draining" | "gone";
-            /** @description Whether its worker was heard of in the last 30 seconds. */
-            alive: boolean;
+            /**
+             * @description `lost`: its worker has not been heard of for 30 seconds. Then nothing is placed there.
+             * @enum {string}
+             */
+            state: "ready" | "draining" | "lost";
+            /**
+             * @example {
+             *       "zone": "a"
+             *     }
+             */
+            labels: {
+                [key: string]: string;
+            };
             /**
              * @description Where clients reach published ports.
              * @example 203.0.113.5
@@ -1615,6 +1803,46 @@ export interface components {
             heartbeatAt: string;
             /** Format: date-time */
             createdAt: string;
+        };
+        NewJoinToken: components["schemas"]["JoinToken"] & {
+            /**
+             * @description For `BERTH_JOIN_TOKEN`.
+             * @example jtk_….…
+             */
+            token: string;
+        };
+        JoinToken: {
+            /** @example jtk_0q3xr5kkp8wmz2v9d1hc */
+            id: string;
+            /** @description How many more hosts can join with it. */
+            usesLeft: number;
+            /** Format: date-time */
+            expiresAt: string;
+            /** Format: date-time */
+            createdAt: string;
+        };
+        /**
+         * @example {
+         *       "uses": 1,
+         *       "expiresInSeconds": 3600
+         *     }
+         */
+        JoinTokenCreate: {
+            /**
+             * @description How many hosts can join with it.
+             * @default 1
+             */
+            uses?: number;
+            /** @default 3600 */
+            expiresInSeconds?: number;
+        };
+        JoinTokenList: {
+            items: components["schemas"]["JoinToken"][];
+            /**
+             * @description For `cursor`; null on the last page.
+             * @example null
+             */
+            nextCursor: string | null;
         };
         Health: {
             /** @enum {string} */
@@ -4495,7 +4723,7 @@ export interface operations {
                 limit?: number;
                 /** @description `nextCursor` of the page before. */
                 cursor?: string;
-                kind?: "build" | "pull" | "push";
+                kind?: "build" | "pull" | "push" | "source" | "deploy";
                 status?: "queued" | "running" | "succeeded" | "failed" | "cancelled";
             };
             header?: never;
@@ -5856,6 +6084,99 @@ export interface operations {
             };
         };
     };
+    forgetHost: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The host's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is forgotten */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     drainHost: {
         parameters: {
             query?: never;
@@ -5962,6 +6283,272 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Host"];
                 };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listJoinTokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The tokens */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JoinTokenList"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    createJoinToken: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JoinTokenCreate"];
+            };
+        };
+        responses: {
+            /** @description The token */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewJoinToken"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unsupported_media_type`: The body's media type is not supported */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revokeJoinToken: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The joinToken's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is revoked */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description `invalid_request`: The request is not valid */
             400: {

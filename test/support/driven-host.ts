@@ -5,12 +5,10 @@ import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Config, readConfig } from "../../src/config.ts";
-import { agentKey } from "../../src/core/keys.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
-import { Agents } from "../../src/routes/agents.ts";
 import { type Answer, ask, createApi, type TestApi, type TestProject } from "./api.ts";
 import { collect, entry } from "./image.ts";
 
@@ -39,8 +37,6 @@ export class DrivenHost {
     chmodSync(dataDir, 0o711);
     for (const name of ["blobs", "worker"]) mkdirSync(join(dataDir, name), { mode: 0o711 });
     api.services.blobs = new FileBlobs(join(dataDir, "blobs"));
-    api.services.agents.close();
-    api.services.agents = new Agents(api.services.sql, agentKey(api.services.secretKey));
     const env = {
       PATH: process.env["PATH"] ?? "",
       BERTH_DATA_DIR: dataDir,

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { Resources } from "../../src/core/container.ts";
+import { BerthError } from "../../src/core/errors.ts";
 import { type HostRoom, isOverfull, overcommit, place } from "../../src/core/placement.ts";
 import { checkQuota } from "../../src/core/quota.ts";
 
@@ -9,8 +10,8 @@ const want = { cpus: 1, memory: gib, pids: 100, disk: gib };
 const host = (id: string, more: Partial<HostRoom> = {}): HostRoom => ({
   id,
   name: `name-${id}`,
-  state: "active",
-  alive: true,
+  state: "ready",
+  labels: {},
   cpus: 4,
   memory: 8 * gib,
   disk: 100 * gib,
@@ -26,7 +27,7 @@ describe("placement", () => {
 
   test.each([
     ["is draining", { state: "draining" as const }],
-    ["has not been heard of lately", { alive: false }],
+    ["has not been heard of lately", { state: "lost" as const }],
     ["has 4 cores, and 8 are asked", {}, { cpus: 8 }],
     ["has 8.0 GiB of memory, and 9.0 GiB is asked", {}, { memory: 9 * gib }],
     [
@@ -37,6 +38,30 @@ describe("placement", () => {
     ["has all its 2048 places taken", { used: { cpus: 0, memory: 0, disk: 0, containers: 2_048 } }],
   ] as [string, Partial<HostRoom>, Partial<Resources>?][])("says why not: %s", (reason, more, asked = {}) => {
     expect(() => place([host("a", more)], { ...want, ...asked })).toThrow(`No host has room: name-a ${reason}`);
+  });
+
+  test("keeps to the host that is named, and to hosts with the labels that are asked", () => {
+    const hosts = [host("a", { labels: { zone: "1", disk: "ssd" } }), host("b", { labels: { zone: "2" } }), host("c")];
+    expect(place(hosts, want, { host: "c" }).id).toBe("c");
+    expect(place(hosts, want, { host: "name-b" }).id).toBe("b");
+    expect(place(hosts, want, { hostLabels: { zone: "2" } }).id).toBe("b");
+    expect(() => place(hosts, want, { host: "d" })).toThrow("There is no host d.");
+    expect(() => place(hosts, want, { hostLabels: { zone: "1", disk: "tape" } })).toThrow(
+      "name-a does not have the label disk=tape; name-b does not have the label zone=1; name-c",
+    );
+    expect(() => place(hosts, want, { host: "b", hostLabels: { zone: "1" } })).toThrow(
+      "No host has room: name-b does not have the label zone=1.",
+    );
+  });
+
+  test("passes by hosts that refuse, and says why the best one did when all that have room do", () => {
+    const busy = host("b", { used: { cpus: 0, memory: gib, disk: 0, containers: 1 } });
+    const refusal = (id: string) => [id, new BerthError("port_taken", `taken on ${id}`)] as const;
+    expect(place([host("a"), busy], want, {}, new Map([refusal("a")])).id).toBe("b");
+    expect(() => place([busy, host("a")], want, {}, new Map([refusal("a"), refusal("b")]))).toThrow("taken on a");
+    const small = host("c", { memory: gib / 2 });
+    expect(() => place([small, busy], want, {}, new Map([refusal("b")]))).toThrow("taken on b");
+    expect(() => place([small], want, {}, new Map([refusal("c")]))).toThrow("has 512 MiB of memory");
   });
 
   test("says that no host has joined", () => {

@@ -8,7 +8,7 @@ import { credentials, progressReport } from "./transfer.ts";
 export const pull: JobHandler = async (job, services, signal) => {
   const payload = job.payload as unknown as PullPayload;
   const reference = hubReference(parseReference(payload.reference));
-  const auth = credentials(job, services);
+  const auth = await credentials(job, services);
   const { image, ...counts } = await pullAndRecord(services, job.projectId, reference, {
     signal,
     ...(payload.platform === undefined ? {} : { platform: payload.platform }),

@@ -17,7 +17,7 @@ export const push: JobHandler = async (job, services, signal) => {
   const counts = await pushImage({
     image,
     destination,
-    auth: credentials(job, services),
+    auth: await credentials(job, services),
     registry,
     blobs,
     signal,

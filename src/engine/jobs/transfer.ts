@@ -1,4 +1,3 @@
-import { open } from "../../core/keys.ts";
 import { type ClaimedJob, reportProgress } from "../../db/leases.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import type { TransferProgress } from "../../image/transfer.ts";
@@ -7,10 +6,10 @@ import type { Services } from "../services.ts";
 const reportEveryMs = 500;
 
 /** The credentials that came with a pull or push; null: none did. */
-export function credentials(job: ClaimedJob, services: Services): RegistryAuth | null {
+export async function credentials(job: ClaimedJob, services: Services): Promise<RegistryAuth | null> {
   const { auth } = job.payload as { auth?: string };
   if (auth === undefined) return null;
-  return JSON.parse(open(services.secretKey, `${job.kind}:${job.id}`, auth)) as RegistryAuth;
+  return JSON.parse(await services.openSealed(job, auth)) as RegistryAuth;
 }
 
 /** Shows a transfer's progress on the job, now and then; it is no loss when a report is. */
@@ -19,6 +18,6 @@ export function progressReport(job: ClaimedJob, services: Services): (progress: 
   return (progress) => {
     if (performance.now() - reported < reportEveryMs) return;
     reported = performance.now();
-    void reportProgress(services.connection.db, job, { ...progress }).catch(() => undefined);
+    void reportProgress(services.connection.sql, job, { ...progress }).catch(() => undefined);
   };
 }

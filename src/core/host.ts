@@ -1,0 +1,29 @@
+import { BerthError } from "./errors.ts";
+
+/** A worker's host as it registers itself: names, where its agent listens, what it has (cores, bytes, ports). */
+export interface HostRegistration {
+  name: string;
+  /** Where clients reach published ports. */
+  address: string;
+  /** `unix:<path>` on the API's machine, else `tls://<address>:<port>`. */
+  agentUrl: string;
+  /** The kernel's, new at each start of the machine. */
+  bootId: string;
+  cpus: number;
+  memory: number;
+  disk: number;
+  portFirst: number;
+  portLast: number;
+  /** Ports that the host itself uses. */
+  reservedPorts: number[];
+  /** What containers can ask of the host that they are placed on. */
+  labels: Record<string, string>;
+}
+
+/** Two hosts with one name: which of them is meant is for the operator to say. */
+export function nameTaken(name: string): BerthError {
+  return new BerthError(
+    "name_taken",
+    `There is a host named ${name} already. Give this one another BERTH_HOST_NAME or, when it replaces that one, forget that one first: DELETE /v1/hosts/{id}.`,
+  );
+}

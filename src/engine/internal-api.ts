@@ -1,0 +1,62 @@
+import { request as httpRequest, type IncomingMessage } from "node:http";
+import { request as httpsRequest } from "node:https";
+import { BerthError, type ErrorCode } from "../core/errors.ts";
+
+const maxAnswerBytes = 1024 * 1024;
+const answerMs = 15_000;
+
+/** The API's internal listener as a worker of another machine sees it. */
+export interface InternalApi {
+  /** Base URL, http or https. */
+  url: string;
+  /** PEM of the authorities to trust for https; null: those that Node trusts. */
+  ca: string | null;
+}
+
+/**
+ * Posts JSON with a credential (core/keys.ts) and answers what came back.
+ * @throws BerthError what the API answered, or `unavailable` when it can't be reached
+ */
+export async function postInternal(api: InternalApi, path: string, credential: string, body: object): Promise<unknown> {
+  const text = JSON.stringify(body);
+  const url = new URL(`${api.url}${path}`);
+  const send = url.protocol === "https:" ? httpsRequest : httpRequest;
+  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
+  const sent = send(url, {
+    method: "POST",
+    signal: AbortSignal.timeout(answerMs),
+    headers: {
+      Authorization: `Bearer ${credential}`,
+      "Content-Type": "application/json",
+      "Content-Length": Buffer.byteLength(text),
+    },
+    ...(api.ca === null ? {} : { ca: api.ca }),
+  });
+  sent.on("response", resolve);
+  sent.on("error", reject);
+  sent.end(text);
+  try {
+    const response = await promise;
+    const answer: unknown = JSON.parse(await readText(response));
+    if (response.statusCode === 200) return answer;
+    const { code, detail } = answer as { code: ErrorCode; detail: string };
+    throw new BerthError(code, detail);
+  } catch (cause) {
+    if (cause instanceof BerthError) throw cause;
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new BerthError("unavailable", `The API's internal listener at ${api.url} does not answer: ${why}.`, {
+      cause,
+    });
+  }
+}
+
+async function readText(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    size += chunk.length;
+    if (size > maxAnswerBytes) throw new Error("the answer is too long");
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString("utf8");
+}
