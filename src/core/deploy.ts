@@ -1,7 +1,7 @@
 import type { ContainerSpec, ContainerStatus, Resources, Wanted } from "./container.ts";
 import type { Health, HealthSpec } from "./health.ts";
-import type { Image } from "./image.ts";
-import type { Protocol, PublishRequest } from "./port.ts";
+import type { ImageConfig } from "./image.ts";
+import { exposedPorts, type Protocol, type PublishRequest } from "./port.ts";
 
 /**
  * The rules of deployments. A deployment starts a container of a new image beside the one that its source's ports lead
@@ -29,20 +29,8 @@ export interface HeldPort {
 /** The port of an image that exposes none and is told no other. */
 const usualPort = 8080;
 
-/** The image's `EXPOSE`d ports, which no request names yet. */
-export function exposedPorts(image: Image, given: readonly PublishRequest[]): PublishRequest[] {
-  return Object.keys(image.config.config?.ExposedPorts ?? {}).flatMap((text): PublishRequest[] => {
-    const match = /^(\d{1,5})(?:\/(tcp|udp))?$/.exec(text);
-    const containerPort = Number(match?.[1]);
-    const protocol = match?.[2] === "udp" ? "udp" : "tcp";
-    const already = given.some((port) => port.containerPort === containerPort && port.protocol === protocol);
-    const valid = match !== null && containerPort >= 1 && containerPort <= 65_535;
-    return already || !valid ? [] : [{ containerPort, protocol }];
-  });
-}
-
 /** The ports that a version is reached at: the template's, with `publishAll` the image's too, or else 8080. */
-export function deployedPorts({ spec }: DeployTemplate, image: Image): PublishRequest[] {
+export function deployedPorts({ spec }: DeployTemplate, image: ImageConfig): PublishRequest[] {
   if (!spec.publishAll) return spec.ports;
   const ports = [...spec.ports, ...exposedPorts(image, spec.ports)];
   return ports.length > 0 ? ports : [{ containerPort: usualPort, protocol: "tcp" }];
@@ -54,11 +42,11 @@ export function deployedPorts({ spec }: DeployTemplate, image: Image): PublishRe
  */
 export function deployedHealth(
   { spec }: DeployTemplate,
-  image: Image,
+  image: ImageConfig,
   ports: readonly PublishRequest[],
 ): { asked?: HealthSpec | null } {
   if (spec.healthcheck !== undefined) return { asked: spec.healthcheck };
-  if (image.config.config?.Healthcheck !== undefined) return {};
+  if (image.config?.Healthcheck !== undefined) return {};
   const port = ports.find(({ protocol }) => protocol === "tcp")?.containerPort;
   if (port === undefined) return {};
   return {
@@ -100,8 +88,7 @@ export function planPorts(
     if (taken !== undefined) plan.take.push({ id: taken.id, containerPort: port.containerPort });
     return taken !== undefined;
   };
-  const anywhere = (address: string | undefined) =>
-    address === undefined || address === "0.0.0.0" ? null : address;
+  const anywhere = (address: string | undefined) => (address === undefined || address === "0.0.0.0" ? null : address);
   const fixed = wanted.filter((port) => port.hostPort !== undefined);
   const automatic = wanted.filter((port) => port.hostPort === undefined);
   for (const port of fixed) {

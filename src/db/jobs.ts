@@ -1,4 +1,5 @@
 import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
+import { endDeployments } from "./deployment-ends.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
 import { type Fragment, lifetime, read, type Sql, type Tx } from "./scope.ts";
@@ -70,7 +71,7 @@ export async function insertJob(
 }
 
 /**
- * Asks for a job's end. A queued one is cancelled at once (`ended`), its build with it; a running one by the worker that
+ * Asks for a job's end. A queued one is cancelled at once (`ended`), its build or deployment with it; a running one by the worker that
  * has it. Null when the project has no such job.
  */
 export async function cancelJob(
@@ -89,6 +90,7 @@ export async function cancelJob(
   const job = rows[0];
   if (job?.ended === true) {
     await tx`update builds set status = 'cancelled', finished_at = now() where project_id = ${projectId} and job_id = ${id}`;
+    if (job.kind === "deploy") await endDeployments(tx, [id]);
   }
   return job ?? null;
 }

@@ -3,10 +3,11 @@ import type postgres from "postgres";
 /** The one channel; its payload is a topic. */
 export const channel = "berth";
 
-/** Topics: a host's inbox, the job queue, and one resource each for those who wait on it. */
+/** Topics: a host's inbox, the job queue, running jobs that are to end, and one resource each for those who wait on it. */
 export const topics = {
   host: (id: string) => `host:${id}`,
   jobs: "jobs",
+  cancels: "cancels",
   events: (projectId: string) => `events:${projectId}`,
   resource: (id: string) => id,
 };
@@ -46,5 +47,32 @@ export class Wakeups {
 
   async close(): Promise<void> {
     await this.#unlisten?.();
+  }
+}
+
+/** Remembers that something changed until somebody has waited for it. */
+export class Changes {
+  #changed = false;
+  #waiter: (() => void) | null = null;
+
+  wake(): void {
+    this.#changed = true;
+    this.#waiter?.();
+  }
+
+  /** Returns at the next change, or one that nobody waited for yet; or after `ms`; or when `signal` fires. */
+  async next(ms: number, signal: AbortSignal): Promise<void> {
+    if (!this.#changed && !signal.aborted) {
+      const { promise, resolve } = Promise.withResolvers<undefined>();
+      const done = () => resolve(undefined);
+      const timer = setTimeout(done, ms);
+      signal.addEventListener("abort", done, { once: true });
+      this.#waiter = done;
+      await promise;
+      this.#waiter = null;
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+    }
+    this.#changed = false;
   }
 }

@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { type BuildLogRow, buildLogAfter, findBuild } from "../db/builds.ts";
 import type { Scope } from "../db/scope.ts";
-import { topics } from "../db/wakeups.ts";
+import { Changes, topics } from "../db/wakeups.ts";
 import { buildParam, requireBuild } from "./builds.ts";
 import type { App, Services } from "./context.ts";
 import {
@@ -16,7 +16,6 @@ import {
 import { hasEnded } from "./jobs.ts";
 import { operation } from "./operation.ts";
 import { flag } from "./parameters.ts";
-import { Changes } from "./waiting.ts";
 
 const logs = operation({
   method: "get",

@@ -1,12 +1,11 @@
 import { z } from "@hono/zod-openapi";
 import { currentPosition, type EventFilter, type EventPosition, type EventRow, eventsAfter } from "../db/events.ts";
 import type { Scope } from "../db/scope.ts";
-import { topics } from "../db/wakeups.ts";
+import { Changes, topics } from "../db/wakeups.ts";
 import type { App, Services } from "./context.ts";
 import { eventStream, heartbeat, heartbeatMs, heldStream, serverSentEvent, wantsEvents } from "./held-stream.ts";
 import { operation } from "./operation.ts";
 import { listSchema, pageQuery, repeated } from "./parameters.ts";
-import { Changes } from "./waiting.ts";
 
 const positionPattern = /^\d{1,20}-\d{1,19}$/;
 

@@ -2,6 +2,7 @@ import { z } from "@hono/zod-openapi";
 import { isId } from "../core/ids.ts";
 import { namePattern } from "../core/names.ts";
 import type { Protocol, PublishRequest } from "../core/port.ts";
+import { invalidRequest } from "./problem.ts";
 
 const portNumber = z.int().min(1).max(65_535);
 
@@ -73,4 +74,16 @@ export function portView(port: {
     endpoint: `${address}:${String(port.hostPort)}`,
     status: port.status,
   };
+}
+
+/** @throws BerthError `invalid_request` when two of the ports are one host port. `at`: where they are in the body. */
+export function checkPorts(ports: readonly PublishRequest[], at = "/ports"): void {
+  const seen = new Set<string>();
+  ports.forEach((port, index) => {
+    if (port.hostPort === undefined) return;
+    const key = `${port.protocol} ${String(port.hostPort)} ${port.hostAddress ?? ""}`;
+    if (seen.has(key))
+      throw invalidRequest([{ pointer: `${at}/${String(index)}/hostPort`, detail: "Is there twice." }]);
+    seen.add(key);
+  });
 }

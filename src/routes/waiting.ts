@@ -1,6 +1,6 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
-import { topics } from "../db/wakeups.ts";
+import { Changes, topics } from "../db/wakeups.ts";
 import type { Request, Services } from "./context.ts";
 import { asBerthError } from "./problem.ts";
 
@@ -78,32 +78,5 @@ function openHeld(services: Services, c: Request, preferred: boolean) {
   } catch (error) {
     if (preferred && error instanceof BerthError && error.code === "too_many_requests") return null;
     throw error;
-  }
-}
-
-/** Remembers that something changed until somebody has waited for it. */
-export class Changes {
-  #changed = false;
-  #waiter: (() => void) | null = null;
-
-  wake(): void {
-    this.#changed = true;
-    this.#waiter?.();
-  }
-
-  /** Returns at the next change, or one that nobody waited for yet; or after `ms`; or when `signal` fires. */
-  async next(ms: number, signal: AbortSignal): Promise<void> {
-    if (!this.#changed && !signal.aborted) {
-      const { promise, resolve } = Promise.withResolvers<undefined>();
-      const done = () => resolve(undefined);
-      const timer = setTimeout(done, ms);
-      signal.addEventListener("abort", done, { once: true });
-      this.#waiter = done;
-      await promise;
-      this.#waiter = null;
-      clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-    }
-    this.#changed = false;
   }
 }

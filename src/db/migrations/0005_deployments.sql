@@ -36,4 +36,4 @@ create unique index deployments_waiting on deployments (source_id) where status 
 alter table deployments enable row level security;
 create policy own_project on deployments to berth_api
   using (project_id = berth_project()) with check (project_id = berth_project());
-grant select on deployments to berth_api;
+grant select, update on deployments to berth_api;

@@ -1,0 +1,30 @@
+import type { Tx } from "./scope.ts";
+
+/**
+ * Ends the deployments of jobs that failed or were cancelled, in the transaction that settles those. The container that
+ * never served is stopped and kept for its log until the source's next deployment. One that the ports lead to already
+ * has succeeded, whatever became of its job.
+ */
+export async function endDeployments(tx: Tx, jobIds: readonly string[]): Promise<void> {
+  if (jobIds.length === 0) return;
+  await tx`
+    with ended as (
+      update deployments d set finished_at = now(),
+        status = case when d.status = 'switching' then 'succeeded' else 'failed' end,
+        reason = case when d.status = 'switching' then null else coalesce(j.error->>'code', 'cancelled') end,
+        detail = case when d.status = 'switching' then null else coalesce(j.error->>'message', 'It was cancelled.') end
+      from jobs j where j.id = d.job_id and j.id = any(${[...jobIds]}::text[])
+        and d.status in ('pending', 'starting', 'switching')
+      returning d.*),
+    stopped as (
+      update containers set wanted = 'stopped', wanted_rev = wanted_rev + 1 from ended
+      where containers.id = ended.container_id and ended.status = 'failed' and containers.wanted = 'running'
+      returning host_id),
+    told as (
+      insert into events (project_id, type, subject_id, data)
+      select project_id, 'deployment.' || status, id, jsonb_strip_nulls(jsonb_build_object('sourceId', source_id,
+        'containerId', container_id, 'reason', reason, 'detail', detail)) from ended)
+    select pg_notify('berth', t) from (
+      select id from ended union all select 'events:' || project_id from ended
+      union all select 'host:' || host_id from stopped) topics (t)`;
+}
