@@ -1,9 +1,8 @@
-import type { JobKind, JobOutcome } from "../core/job.ts";
-import type { Db, Transaction } from "./connect.ts";
-import { and, eq, sql } from "./drizzle.ts";
-import { notify } from "./notify.ts";
-import { builds, events, jobs } from "./schema.ts";
-import { topics } from "./wakeups.ts";
+import type { JobKind, JobOutcome, JobStatus } from "../core/job.ts";
+import { endDeployments } from "./deployment-ends.ts";
+import { deployBuilds } from "./deployment-starts.ts";
+import { lock, type Pool } from "./scope.ts";
+import { channel, topics } from "./wakeups.ts";
 
 /** A job that this worker holds; `epoch` goes into every write about it. */
 export interface ClaimedJob {
@@ -15,121 +14,174 @@ export interface ClaimedJob {
   attempt: number;
   maxAttempts: number;
   epoch: number;
+  /** How many earlier attempts ended with their worker: such a job is a suspect. */
+  lost: number;
+}
+
+/** What a host has room for: so many more jobs of each kind, and whether one of them may be a suspect. */
+export interface Room {
+  kinds: Partial<Record<JobKind, number>>;
+  suspect: boolean;
 }
 
 /** How long a lease holds without being extended. A dead worker's jobs are free again after it. */
 export const leaseSeconds = 15;
 
+/** What a project runs side by side of each kind but builds, whose number is the project's own. */
+const othersPerProject = 4;
+
+const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId", payload, attempt,
+  max_attempts "maxAttempts", epoch::int, lost`;
+
 /**
- * Claims up to `limit` due jobs, oldest first, from the projects that have the fewest running; a project runs at most
- * its max_running_builds. The attempt is counted here, so that a job that kills its worker is not tried for ever.
+ * Claims due jobs, as many as there is room for. Projects take turns: next comes the one that has the least running of a
+ * kind, its oldest job first, and no project runs more of a kind than it may. The attempt is counted here, so that a job
+ * that kills its worker is not tried for ever; and a host runs one suspect at a time, so that the next death of a worker
+ * takes none along that had died before. Claims of all hosts follow one another, since each counts what runs.
  */
-export async function claimJobs(db: Db, hostId: string, limit: number): Promise<ClaimedJob[]> {
-  return db.transaction(async (tx) => {
-    const rows = await tx.execute<Record<string, unknown> & { id: string }>(sql`
-      with busy as (select project_id, count(*) n from jobs where status = 'running' group by project_id),
-      next as (
-        select j.id from jobs j join projects p on p.id = j.project_id left join busy b on b.project_id = j.project_id
-        where j.status = 'queued' and j.run_at <= now() and coalesce(b.n, 0) < p.max_running_builds
-          and not exists (select from jobs a where a.id = j.after_job_id and a.status in ('queued', 'running'))
-        order by coalesce(b.n, 0), j.created_at
-        limit ${limit} for update of j skip locked)
-      update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},
-        lease_until = now() + make_interval(secs => ${leaseSeconds}), started_at = coalesce(started_at, now())
-      from next where jobs.id = next.id
-      returning jobs.id, jobs.project_id "projectId", jobs.kind, jobs.subject_id "subjectId", jobs.payload, jobs.attempt,
-        jobs.max_attempts "maxAttempts", jobs.epoch::int`);
-    const claimed = [...rows] as unknown as ClaimedJob[];
-    for (const job of claimed) {
-      await tx
-        .update(builds)
-        .set({ status: "running", startedAt: sql`coalesce(started_at, now())` })
-        .where(eq(builds.jobId, job.id));
-      await notify(tx, topics.resource(job.id), ...(job.subjectId === null ? [] : [topics.resource(job.subjectId)]));
-    }
-    return claimed;
+export async function claimJobs(sql: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
+  const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
+  return sql.begin(async (tx) => {
+    const locked = lock(tx, "claim").then(() => undefined);
+    const [, rows] = await Promise.all([
+      locked,
+      tx<ClaimedJob[]>`
+        with recursive room (kind, n) as (
+          select * from unnest(${kinds}::text[], ${counts}::int[])),
+        lane as (
+          (select project_id, kind from jobs where status = 'queued' order by project_id, kind limit 1)
+          union all
+          select next.* from lane cross join lateral (
+            select project_id, kind from jobs where status = 'queued' and (project_id, kind) > (lane.project_id, lane.kind)
+            order by project_id, kind limit 1) next),
+        busy as (select project_id, kind, count(*)::int n from jobs where status = 'running' group by project_id, kind),
+        due as (
+          select j.*, kind, coalesce(busy.n, 0) + place turn
+          from lane join room using (kind) join projects p on p.id = lane.project_id left join busy using (project_id, kind)
+          cross join lateral (
+            select id, lost, created_at, row_number() over (order by created_at) place from jobs
+            where project_id = lane.project_id and kind = lane.kind and status = 'queued' and run_at <= now()
+              and (lost = 0 or ${room.suspect}::boolean)
+              and not exists (select from jobs a where a.id = jobs.after_job_id and a.status in ('queued', 'running'))
+            order by created_at limit ${Math.max(...counts)}) j
+          where coalesce(busy.n, 0) + place <= case when kind = 'build' then p.max_running_builds else ${othersPerProject} end),
+        chosen as (
+          select id from (select *, row_number() over (partition by kind order by turn, created_at) nth,
+            row_number() over (partition by lost > 0 order by turn, created_at) suspect from due) ranked
+          join room using (kind) where nth <= n and (lost = 0 or suspect = 1)),
+        free as (select id from jobs join chosen using (id) where status = 'queued' for update of jobs skip locked),
+        claimed as (
+          update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},
+            lease_until = now() + make_interval(secs => ${leaseSeconds}), started_at = coalesce(started_at, now())
+          from free where jobs.id = free.id returning jobs.*),
+        shown as (
+          update builds set status = 'running', started_at = coalesce(builds.started_at, now())
+          from claimed where job_id = claimed.id)
+        select ${tx.unsafe(claimedColumns)}, pg_notify(${channel}, id), pg_notify(${channel}, subject_id) from claimed`,
+    ]);
+    return rows.map(claimedJob);
   });
+}
+
+/** Without what the wake-ups of the query returned. */
+function claimedJob(row: ClaimedJob): ClaimedJob {
+  const { id, projectId, kind, subjectId, payload, attempt, maxAttempts, epoch, lost } = row;
+  return { id, projectId, kind, subjectId, payload, attempt, maxAttempts, epoch, lost };
 }
 
 /** Extends the leases still held; answers for each whether it is held and whether cancelling was asked. */
 export async function extendLeases(
-  db: Db,
-  held: readonly { id: string; epoch: number }[],
+  sql: Pool,
+  held: readonly Pick<ClaimedJob, "id" | "epoch">[],
 ): Promise<Map<string, { cancelRequested: boolean }>> {
-  const rows = await db.execute<{ id: string; cancel_requested: boolean }>(sql`
+  const rows = await sql<{ id: string; cancelRequested: boolean }[]>`
     update jobs set lease_until = now() + make_interval(secs => ${leaseSeconds})
-    from unnest(${sql.param(held.map((job) => job.id))}::text[], ${sql.param(held.map((job) => job.epoch))}::bigint[]) h (id, epoch)
-    where jobs.id = h.id and jobs.epoch = h.epoch and jobs.status = 'running'
-    returning jobs.id, jobs.cancel_requested`);
-  return new Map([...rows].map((row) => [row.id, { cancelRequested: row.cancel_requested }]));
+    from unnest(${held.map((job) => job.id)}::text[], ${held.map((job) => job.epoch)}::bigint[]) h (id, epoch)
+    where jobs.id = h.id and jobs.epoch = h.epoch and status = 'running'
+    returning jobs.id, cancel_requested "cancelRequested"`;
+  return new Map(rows.map(({ id, cancelRequested }) => [id, { cancelRequested }]));
 }
 
 /** Shows how far a job is. False: the lease is lost. */
-export async function reportProgress(db: Db, job: ClaimedJob, progress: Record<string, unknown>): Promise<boolean> {
-  const rows = await db
-    .update(jobs)
-    .set({ progress })
-    .where(and(eq(jobs.id, job.id), eq(jobs.epoch, job.epoch), eq(jobs.status, "running")))
-    .returning({ id: jobs.id });
+export async function reportProgress(sql: Pool, job: ClaimedJob, progress: Record<string, unknown>): Promise<boolean> {
+  const rows = await sql`
+    update jobs set progress = ${JSON.stringify(progress)}::text::jsonb
+    where id = ${job.id} and epoch = ${job.epoch} and status = 'running' returning id`;
   return rows.length === 1;
 }
 
+/** An attempt that is over, and how it ended. */
+export interface EndedAttempt {
+  job: ClaimedJob;
+  outcome: JobOutcome;
+}
+
 /**
- * The one function that ends an attempt: the job, its build, the event and the wake-ups in one transaction. False: the
- * lease is lost, nothing was written.
+ * The one function that ends attempts: the jobs, their builds, the deployments that begin or end with them, the events and
+ * the wake-ups in one transaction. What was
+ * asked to be cancelled is not tried again. Answers the ids of the jobs that it settled; the lease of the others is lost,
+ * and nothing was written of them.
  */
-export async function settleJob(db: Db, job: ClaimedJob, ended: JobOutcome): Promise<boolean> {
-  return db.transaction(async (tx) => {
-    const outcome: JobOutcome =
-      ended.status === "retry" && (await cancelWasAsked(tx, job)) ? { status: "cancelled" } : ended;
-    const retry = outcome.status === "retry";
-    const error = outcome.status === "failed" || retry ? outcome.error : null;
-    const settled = await tx
-      .update(jobs)
-      .set({
-        status: retry ? "queued" : outcome.status,
-        ...(outcome.status === "retry" && outcome.uncounted === true ? { attempt: sql`attempt - 1` } : {}),
-        ...(retry
-          ? { runAt: sql`now() + make_interval(secs => ${outcome.afterMs / 1000})` }
-          : // What it logged in to a registry with has served its time.
-            { finishedAt: sql`now()`, payload: sql`${jobs.payload} - 'auth'` }),
-        ...(outcome.status === "succeeded" ? { result: outcome.result } : {}),
-        error,
-        leaseUntil: null,
-      })
-      .where(and(eq(jobs.id, job.id), eq(jobs.epoch, job.epoch), eq(jobs.status, "running")))
-      .returning({ status: jobs.status });
-    const status = settled[0]?.status;
-    if (status === undefined) return false;
-    await tx
-      .update(builds)
-      .set({ status, error, ...(retry ? {} : { finishedAt: sql`now()` }) })
-      .where(eq(builds.jobId, job.id));
-    const subjectId = job.subjectId ?? job.id;
-    if (!retry) {
-      await tx.insert(events).values({
-        projectId: job.projectId,
-        type: `${job.kind}.${status}`,
-        subjectId,
-        data: error === null ? {} : { error },
-      });
-    }
-    await notify(tx, topics.resource(job.id), topics.resource(subjectId), topics.events(job.projectId), topics.jobs);
-    return true;
+export async function settleJobs(sql: Pool, ended: readonly EndedAttempt[]): Promise<Set<string>> {
+  const column = <T>(of: (attempt: EndedAttempt) => T): T[] => ended.map(of);
+  const settled = await sql.begin(async (tx) => {
+    const rows = await tx<{ id: string; kind: JobKind; status: JobStatus }[]>`
+      with ended as (
+        select * from unnest(${column(({ job }) => job.id)}::text[], ${column(({ job }) => job.epoch)}::bigint[],
+          ${column(({ outcome }) => outcome.status)}::text[], ${column(errorText)}::text[], ${column(resultText)}::text[],
+          ${column(({ outcome }) => ("afterMs" in outcome ? outcome.afterMs / 1000 : 0))}::float8[],
+          ${column(({ outcome }) => Number("uncounted" in outcome))}::int[]
+        ) e (id, epoch, status, error, result, after, uncounted)),
+      settled as (
+        update jobs set
+          status = case when e.status <> 'retry' then e.status when cancel_requested then 'cancelled' else 'queued' end,
+          error = case when e.status = 'retry' and cancel_requested then null else e.error::jsonb end,
+          result = e.result::jsonb,
+          attempt = attempt - uncounted,
+          lease_until = null,
+          run_at = case when e.status = 'retry' then now() + make_interval(secs => after) else run_at end,
+          finished_at = case when e.status <> 'retry' or cancel_requested then now() end,
+          -- What it logged in to a registry with has served its time.
+          payload = case when e.status <> 'retry' or cancel_requested then payload - 'auth' else payload end
+        from ended e where jobs.id = e.id and jobs.epoch = e.epoch and jobs.status = 'running'
+        returning jobs.*, coalesce(subject_id, jobs.id) subject),
+      shown as (
+        update builds set status = s.status, error = s.error, finished_at = s.finished_at
+        from settled s where builds.job_id = s.id),
+      told as (
+        insert into events (project_id, type, subject_id, data)
+        select project_id, kind || '.' || status, subject, case when error is null then '{}' else jsonb_build_object('error', error) end
+        from settled where finished_at is not null and kind <> 'deploy')
+      select id, kind, status, pg_notify(${channel}, id), pg_notify(${channel}, subject), pg_notify(${channel}, 'events:' || project_id),
+        pg_notify(${channel}, ${topics.jobs}) from settled`;
+    const of = (kind: JobKind, statuses: readonly JobStatus[]) =>
+      rows.filter((row) => row.kind === kind && statuses.includes(row.status)).map(({ id }) => id);
+    await deployBuilds(tx, of("build", ["succeeded"]));
+    await endDeployments(tx, of("deploy", ["failed", "cancelled"]));
+    return rows;
   });
+  return new Set(settled.map(({ id }) => id));
 }
 
-/** Whether the job is to end. Its row stays locked: who asks later finds it settled. */
-async function cancelWasAsked(tx: Transaction, job: ClaimedJob): Promise<boolean> {
-  const rows = await tx.select({ asked: jobs.cancelRequested }).from(jobs).where(eq(jobs.id, job.id)).for("update");
-  return rows[0]?.asked ?? false;
-}
+const errorText = ({ outcome }: EndedAttempt) => ("error" in outcome ? JSON.stringify(outcome.error) : null);
+const resultText = ({ outcome }: EndedAttempt) => ("result" in outcome ? JSON.stringify(outcome.result) : null);
 
-/** Running jobs whose lease has run out, taken over by this host so that they can be settled (`epoch` is the new one). */
-export async function takeExpired(db: Db, hostId: string): Promise<ClaimedJob[]> {
-  const rows = await db.execute(sql`
-    update jobs set epoch = epoch + 1, host_id = ${hostId}, lease_until = now() + make_interval(secs => ${leaseSeconds})
-    where id in (select id from jobs where status = 'running' and lease_until < now() limit 100 for update skip locked)
-    returning id, project_id "projectId", kind, subject_id "subjectId", payload, attempt, max_attempts "maxAttempts", epoch::int`);
-  return [...rows] as unknown as ClaimedJob[];
+/**
+ * Running jobs whose worker is gone: their lease has run out, or, when `own` says so, this host ran them before its
+ * worker was started. They are taken over so that they can be settled (`epoch` is the new one), and are suspects from now
+ * on. Jobs that this worker holds are not among them.
+ */
+export async function takeLost(
+  sql: Pool,
+  hostId: string,
+  more: { held: readonly string[]; own: boolean },
+): Promise<ClaimedJob[]> {
+  return sql<ClaimedJob[]>`
+    update jobs set epoch = epoch + 1, lost = lost + 1, host_id = ${hostId},
+      lease_until = now() + make_interval(secs => ${leaseSeconds})
+    where id in (
+      select id from jobs where status = 'running' and id <> all (${more.held}::text[])
+        and (lease_until < now() or (${more.own}::boolean and host_id = ${hostId}))
+      limit 100 for update skip locked)
+    returning ${sql.unsafe(claimedColumns)}`;
 }

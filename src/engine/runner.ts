@@ -1,8 +1,11 @@
 import { BerthError, toBerthError } from "../core/errors.ts";
 import { type JobKind, type JobOutcome, outcomeOfError, shownError } from "../core/job.ts";
-import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, settleJob, takeExpired } from "../db/leases.ts";
+import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, type Room, takeLost } from "../db/leases.ts";
+import { databaseError, isDatabaseAway } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
+import { coalesced } from "./coalesced.ts";
 import type { Services } from "./services.ts";
+import { Settler } from "./settler.ts";
 
 /**
  * Does one attempt at a job and answers with its result. Throws a BerthError whose code says whether another attempt
@@ -20,36 +23,51 @@ interface Held {
 
 /**
  * Claims movable jobs, runs them side by side, keeps their leases and settles them. The protocol: claim (attempt and
- * epoch are raised) → extend every third of a lease → settle with the same epoch. A job whose lease ran out is settled
- * as a retry, or as failed after its last attempt, by whichever worker notices.
+ * epoch are raised) → extend every second → settle with the same epoch. A job whose worker is gone is settled as a retry,
+ * or as failed after its last attempt, by whichever worker notices.
  */
 export class JobRunner {
   readonly #services: Services;
   readonly #handlers: Partial<Record<JobKind, JobHandler>>;
-  readonly #concurrency: number;
+  readonly #atOnce: Record<JobKind, number>;
+  readonly #settler: Settler;
+  /** Jobs whose lease this host keeps: they run, or how they ended is being written. */
   readonly #held = new Map<string, Held>();
+  /** Those of them that run. */
+  readonly #running = new Set<Held>();
   readonly #timers: NodeJS.Timeout[] = [];
-  #unsubscribe: () => void = () => undefined;
-  #claiming = false;
-  /** How often claiming was asked for: asking during a claim makes it claim once more. */
-  #asked = 0;
+  readonly #unsubscribe: (() => void)[] = [];
+  readonly #claim: () => void;
+  readonly #keepLeases: () => void;
+  /** The last claim: what it takes is run, or given back. */
+  #claiming = Promise.resolve();
   #stopped = false;
 
-  constructor(services: Services, handlers: Partial<Record<JobKind, JobHandler>>, concurrency: number) {
+  /** @param atOnce how many jobs of each kind this host runs side by side */
+  constructor(services: Services, handlers: Partial<Record<JobKind, JobHandler>>, atOnce: Record<JobKind, number>) {
     this.#services = services;
     this.#handlers = handlers;
-    this.#concurrency = concurrency;
+    this.#atOnce = atOnce;
+    this.#settler = new Settler(services.connection.sql, services.log);
+    const told = (what: string) => (error: unknown) => services.log.warn({ err: error }, `${what} failed`);
+    this.#claim = coalesced(() => this.#claimOnce(), told("claiming jobs"));
+    this.#keepLeases = coalesced(() => this.#extendOnce(), told("extending leases"));
   }
 
   start(): void {
-    const claim = () => void this.#claim();
-    this.#unsubscribe = this.#services.wakeups.subscribe(topics.jobs, claim);
-    this.#timers.push(
-      setInterval(claim, 1000),
-      setInterval(() => void this.#keepLeases(), 1000),
-      setInterval(() => void this.#rescue(), (leaseSeconds * 1000) / 3),
+    const { wakeups, log } = this.#services;
+    const told = (error: unknown) => log.warn({ err: error }, "looking for jobs whose worker is gone failed");
+    this.#unsubscribe.push(
+      wakeups.subscribe(topics.jobs, this.#claim),
+      wakeups.subscribe(topics.cancels, this.#keepLeases),
     );
-    claim();
+    this.#timers.push(
+      setInterval(this.#claim, 1000),
+      setInterval(this.#keepLeases, 1000),
+      setInterval(() => void this.#rescue(false).catch(told), (leaseSeconds * 1000) / 3),
+    );
+    // What this host ran before its worker was started needs no wait for its leases.
+    void this.#rescue(true).catch(told).finally(this.#claim);
   }
 
   /** Whether no job of this host is running. */
@@ -60,96 +78,108 @@ export class JobRunner {
   /** Stops claiming, aborts what runs and puts it back: the attempt does not count. */
   async stop(): Promise<void> {
     this.#stopped = true;
-    this.#unsubscribe();
+    for (const unsubscribe of this.#unsubscribe) unsubscribe();
     for (const timer of this.#timers) clearInterval(timer);
+    this.#settler.giveUp();
+    await this.#claiming.catch(() => undefined);
     const held = [...this.#held.values()];
     for (const { abort } of held) abort.abort(new BerthError("unavailable", "The worker is stopping."));
     await Promise.allSettled(held.map(({ done }) => done));
   }
 
-  async #claim(): Promise<void> {
-    this.#asked++;
-    if (this.#claiming) return;
-    this.#claiming = true;
-    try {
-      let answered: number;
-      do {
-        answered = this.#asked;
-        const room = this.#concurrency - this.#held.size;
-        if (room <= 0 || this.#stopped) return;
-        for (const job of await claimJobs(this.#services.connection.db, this.#services.host.id, room)) this.#run(job);
-      } while (answered !== this.#asked);
-    } catch (error) {
-      this.#services.log.warn({ err: error }, "claiming jobs failed");
-    } finally {
-      this.#claiming = false;
+  #room(): Room {
+    const kinds: Room["kinds"] = {};
+    for (const kind of Object.keys(this.#handlers) as JobKind[]) kinds[kind] = this.#atOnce[kind];
+    let suspect = true;
+    for (const { job } of this.#running) {
+      kinds[job.kind] = (kinds[job.kind] ?? 0) - 1;
+      suspect &&= job.lost === 0;
     }
+    return { kinds: Object.fromEntries(Object.entries(kinds).filter(([, n]) => n > 0)), suspect };
+  }
+
+  async #claimOnce(): Promise<void> {
+    const room = this.#room();
+    if (this.#stopped || Object.keys(room.kinds).length === 0) return;
+    const claim = claimJobs(this.#services.connection.sql, this.#services.host.id, room).then((jobs) => {
+      for (const job of jobs) this.#run(job);
+    });
+    this.#claiming = claim;
+    await claim;
   }
 
   #run(job: ClaimedJob): void {
     const held: Held = { job, abort: new AbortController(), cancelRequested: false, done: Promise.resolve() };
     this.#held.set(job.id, held);
+    this.#running.add(held);
     held.done = this.#attempt(held).finally(() => {
       this.#held.delete(job.id);
-      void this.#claim();
     });
   }
 
   async #attempt(held: Held): Promise<void> {
     const { job, abort } = held;
-    const { log, connection } = this.#services;
     let outcome: JobOutcome;
     try {
       const handler = this.#handlers[job.kind];
       if (handler === undefined) throw new BerthError("not_supported", `This worker does not do ${job.kind} jobs.`);
       outcome = { status: "succeeded", result: await handler(job, this.#services, abort.signal) };
     } catch (error) {
-      outcome =
-        this.#stopped && !held.cancelRequested
-          ? { status: "retry", error: shownError(toBerthError(error)), afterMs: 0, uncounted: true }
-          : outcomeOfError(error, { ...job, cancelRequested: held.cancelRequested });
-      if (!(error instanceof BerthError) || error.code === "internal")
-        log.error({ err: error, job: job.id }, "a job failed");
+      outcome = this.#outcomeOf(error, held);
     }
-    try {
-      if (!(await settleJob(connection.db, job, outcome))) log.warn({ job: job.id }, "a job's lease was lost");
-    } catch (error) {
-      log.warn({ err: error, job: job.id }, "settling failed; the lease will run out and the job be tried again");
+    this.#running.delete(held);
+    this.#claim();
+    if (!(await this.#settler.settle({ job, outcome }))) {
+      this.#services.log.warn({ job: job.id }, "a job's lease was lost");
     }
   }
 
-  async #keepLeases(): Promise<void> {
+  #outcomeOf(thrown: unknown, { job, cancelRequested }: Held): JobOutcome {
+    const error = toBerthError(databaseError(thrown));
+    // A worker that is stopped and a database that is away are no failures of the job.
+    const passing = this.#stopped || isDatabaseAway(thrown);
+    if (passing && !cancelRequested) {
+      return { status: "retry", error: shownError(error), afterMs: this.#stopped ? 0 : 1000, uncounted: true };
+    }
+    if (error.code === "internal") this.#services.log.error({ err: thrown, job: job.id }, "a job failed");
+    return outcomeOfError(error, { ...job, cancelRequested });
+  }
+
+  async #extendOnce(): Promise<void> {
     if (this.#held.size === 0) return;
     const asked = [...this.#held.values()];
-    try {
-      const kept = await extendLeases(
-        this.#services.connection.db,
-        asked.map(({ job }) => job),
-      );
-      for (const held of asked) {
-        const lease = kept.get(held.job.id);
-        if (lease === undefined) held.abort.abort(new BerthError("unavailable", "The lease is lost."));
-        else if (lease.cancelRequested) {
-          held.cancelRequested = true;
-          held.abort.abort(new BerthError("cancelled", "It was cancelled."));
-        }
+    const kept = await extendLeases(
+      this.#services.connection.sql,
+      asked.map(({ job }) => job),
+    );
+    for (const held of asked) {
+      const lease = kept.get(held.job.id);
+      if (lease === undefined) held.abort.abort(new BerthError("unavailable", "The lease is lost."));
+      else if (lease.cancelRequested) {
+        held.cancelRequested = true;
+        held.abort.abort(new BerthError("cancelled", "It was cancelled."));
       }
-    } catch (error) {
-      this.#services.log.warn({ err: error }, "extending leases failed");
     }
   }
 
-  async #rescue(): Promise<void> {
+  async #rescue(own: boolean): Promise<void> {
     const { connection, host, log } = this.#services;
-    try {
-      for (const job of await takeExpired(connection.db, host.id)) {
-        const lost = new BerthError("unavailable", "The worker that ran it is gone.");
-        const outcome = outcomeOfError(lost, { ...job, cancelRequested: false });
-        log.warn({ job: job.id, outcome: outcome.status }, "a job's worker is gone");
-        await settleJob(connection.db, job, outcome);
-      }
-    } catch (error) {
-      log.warn({ err: error }, "rescuing jobs failed");
+    for (const job of await takeLost(connection.sql, host.id, { held: [...this.#held.keys()], own })) {
+      const outcome = outcomeOfLoss(job);
+      log.warn({ job: job.id, outcome: outcome.status }, "a job's worker is gone");
+      await this.#settler.settle({ job, outcome });
     }
   }
+}
+
+/** A job that lost its worker is tried again, until its last attempt did that too: then it stays away from workers. */
+function outcomeOfLoss(job: ClaimedJob): JobOutcome {
+  const error =
+    job.attempt < job.maxAttempts
+      ? new BerthError("host_unavailable", "The worker that ran it is gone.")
+      : new BerthError(
+          "attempts_exhausted",
+          `Its worker was gone before it ended, at attempt ${String(job.attempt)} too.`,
+        );
+  return outcomeOfError(error, { ...job, cancelRequested: false });
 }

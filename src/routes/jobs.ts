@@ -94,7 +94,7 @@ export async function requestCancel(tx: Tx, projectId: string, jobId: string, su
   await together([
     appendEvent(tx, { projectId, type: "job.cancel_requested", subjectId: jobId, data: { status: job.status } }),
     ...(job.ended ? [appendEvent(tx, { projectId, type: `${job.kind}.cancelled`, subjectId })] : []),
-    wake(tx, topics.jobs, topics.resource(jobId), topics.resource(subjectId)),
+    wake(tx, job.ended ? topics.jobs : topics.cancels, topics.resource(jobId), topics.resource(subjectId)),
   ]);
 }
 
