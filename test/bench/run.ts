@@ -42,7 +42,10 @@ async function startOnce(engine: Engine, args: string[] = []): Promise<{ ms: num
 }
 
 interface Figures {
+  /** The same container again and again, as an engine is used that runs several of one thing. */
   gaps: number[];
+  /** Each with a command that no other had: nothing can have been made ready for it. */
+  unknown: number[];
   backToBack: number[];
   removes: number[];
   perSecond: number;
@@ -58,16 +61,22 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
   for (let i = 0; i < 30; i++) await engine.remove((await startOnce(engine)).id);
   step("starts with gaps");
   const gaps: number[] = [];
+  const unknown: number[] = [];
   const removes: number[] = [];
-  for (let i = 0; i < runs; i++) {
-    const { ms, id } = await startOnce(engine, ["stay"]);
-    gaps.push(ms);
-    await sleep(gapMs);
-    const before = performance.now();
-    await engine.remove(id);
-    removes.push(performance.now() - before);
-    await sleep(gapMs);
-  }
+  const withGaps = async (times: number[], args: (i: number) => string[]) => {
+    for (let i = 0; i < runs; i++) {
+      const { ms, id } = await startOnce(engine, args(i));
+      times.push(ms);
+      await sleep(gapMs);
+      const before = performance.now();
+      await engine.remove(id);
+      removes.push(performance.now() - before);
+      await sleep(gapMs);
+    }
+  };
+  await withGaps(gaps, () => ["stay"]);
+  step("starts of what never ran, with gaps");
+  await withGaps(unknown, (i) => ["stay", String(i)]);
   step("starts back to back");
   const backToBack: number[] = [];
   const done: string[] = [];
@@ -106,7 +115,7 @@ async function measure(engine: Engine, rebuild: () => Promise<void>): Promise<Fi
     await rebuild();
     rebuildMs.push(performance.now() - before);
   }
-  return { gaps, backToBack, removes, perSecond, pssKb: pss / 10, rebuildMs };
+  return { gaps, unknown, backToBack, removes, perSecond, pssKb: pss / 10, rebuildMs };
 }
 
 async function pssOf(pid: number): Promise<number> {
@@ -157,7 +166,8 @@ try {
       0.5,
       "≤ 20 ms and ≥ 8 × (12 ms, 20 ×)",
     ),
-    ms(`POST → first instruction, ${String(gapMs)} ms apart, p95`, (f) => f.gaps, 0.95, "≤ 20 ms"),
+    ms("the same, p95", (f) => f.gaps, 0.95, "≤ 20 ms"),
+    ms("the same, a command that never ran before, p50", (f) => f.unknown, 0.5, "≥ 8 ×"),
     ms("POST → first instruction, back to back, p50", (f) => f.backToBack, 0.5, ""),
     {
       work: "starts, 4 in flight",
