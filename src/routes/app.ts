@@ -11,6 +11,7 @@ import { addContainerActions } from "./container-actions.ts";
 import { addContainerStreams } from "./container-streams.ts";
 import { addContainers } from "./containers.ts";
 import type { App, Env, Services } from "./context.ts";
+import { addDeployments } from "./deployments.ts";
 import { addDocs } from "./docs.ts";
 import { addEvents } from "./events.ts";
 import { addHealth } from "./health.ts";
@@ -105,6 +106,7 @@ export function createApp(services: Services): App {
   addContainerActions(app, services);
   addContainerStreams(app, services);
   addPorts(app, services);
+  addDeployments(app, services);
   addJobs(app, services);
   addEvents(app, services);
   addProjects(app, services);

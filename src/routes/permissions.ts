@@ -36,6 +36,9 @@ export const permissions = {
   getPort: "viewer",
   deletePort: "deployer",
 
+  listDeployments: "viewer",
+  getDeployment: "viewer",
+
   listJobs: "viewer",
   getJob: "viewer",
   cancelJob: "deployer",
