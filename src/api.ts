@@ -3,8 +3,8 @@ import type { Server } from "node:http";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
-import { Wakeups } from "./db/wakeups.ts";
 import { claimBlob, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
+import { Wakeups } from "./db/wakeups.ts";
 import { openClusterStore } from "./image/blob-stores.ts";
 import type { ClusterStore } from "./image/blobs.ts";
 import { collectBlobs } from "./image/collect-blobs.ts";
@@ -13,6 +13,7 @@ import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
 import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
 import { authenticateHost } from "./routes/internal/host-auth.ts";
+import { addHostAdmission } from "./routes/internal/hosts.ts";
 import { closeServer, listen } from "./routes/listener.ts";
 import { OpenStreams } from "./routes/open-streams.ts";
 import { TokenCache } from "./routes/token-cache.ts";
@@ -54,11 +55,8 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     corsOrigins: config.corsOrigins,
   });
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
-  const internal = await listenInternally(config, {
-    blobs,
-    authenticate: (bearer) => authenticateHost(sql, secretKey, bearer),
-    log,
-  });
+  const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
+  const internal = await listenInternally(config, { blobs, authenticate, log }, { sql, secretKey });
   const collecting = setInterval(() => void collect(sql, blobs, log), collectEveryMs);
   return {
     async close() {
@@ -80,7 +78,11 @@ function refuse(name: string, { host, port }: { host: string; port: number }): (
   };
 }
 
-async function listenInternally(config: Config, services: InternalServices): Promise<Server | null> {
+async function listenInternally(
+  config: Config,
+  services: InternalServices,
+  hosts: { sql: Pool; secretKey: string },
+): Promise<Server | null> {
   const { internalListen, internalTls } = config;
   if (internalListen === null) return null;
   const tls =
@@ -88,7 +90,8 @@ async function listenInternally(config: Config, services: InternalServices): Pro
       ? null
       : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
   const app = createInternalApp(services);
-  return listen(app, internalListen, tls).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
+  addHostAdmission(app, hosts);
+  return listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
 }
 
 async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> {

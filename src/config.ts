@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { cpus, hostname, totalmem } from "node:os";
 import { resolve } from "node:path";
 import { type BlobPlace, type BucketCredentials, blobPlaceRule, parseBlobPlace } from "./core/blob-store.ts";
+import { hostNamePattern } from "./core/host.ts";
 
 /**
  * The settings of one Berth process, read once from the environment. `instance` tells several Berths on one machine
@@ -170,6 +171,7 @@ function registryMirrors(env: Environment): Map<string, string> {
 export function readConfig(env: Environment): Config {
   const any = () => true;
   const atLeast = (length: number) => (value: string) => value.length >= length;
+  const hostName = (value: string) => hostNamePattern.test(value);
   const postgres = (value: string) => /^postgres(ql)?:\/\//.test(value);
   const http = (value: string) => /^https?:\/\//.test(value) && URL.canParse(value);
   const absolute = (value: string) => value.startsWith("/");
@@ -191,7 +193,7 @@ export function readConfig(env: Environment): Config {
     secretKey: text(env, "BERTH_SECRET_KEY", atLeast(32), "must have at least 32 characters"),
     demo: choice(env, "BERTH_DEMO", ["0", "1"], "1") === "1",
     runtime: (env.BERTH_RUNTIME ?? "") === "" ? null : choice(env, "BERTH_RUNTIME", ["crun", "runc"], "crun"),
-    hostName: text(env, "BERTH_HOST_NAME", any, "") ?? hostname(),
+    hostName: text(env, "BERTH_HOST_NAME", hostName, "must be letters, digits, `.`, `_` and `-`") ?? hostname(),
     hostAddress: text(env, "BERTH_HOST_ADDRESS", any, "") ?? "127.0.0.1",
     hostLabels: hostLabels(env),
     agentListen: listenAddress(env, "BERTH_AGENT_LISTEN"),

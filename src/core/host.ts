@@ -1,5 +1,8 @@
 import { BerthError } from "./errors.ts";
 
+/** A host's name: as machines are called. */
+export const hostNamePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$/;
+
 /** A worker's host as it registers itself: names, where its agent listens, what it has (cores, bytes, ports). */
 export interface HostRegistration {
   name: string;

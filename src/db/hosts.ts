@@ -1,3 +1,4 @@
+import type { JobKind } from "../core/job.ts";
 import type { HostRoom, HostState } from "../core/placement.ts";
 import { type Sql, time } from "./scope.ts";
 
@@ -81,7 +82,8 @@ export async function agentUrl(sql: Sql, hostId: string): Promise<string | null>
   return row?.agent_url ?? null;
 }
 
-/** Whether there is a host with this id: one that was forgotten has lost what its key opened. */
-export async function hostExists(sql: Sql, id: string): Promise<boolean> {
-  return (await sql`select from hosts where id = ${id}`).length === 1;
+/** The kind of a job that the host runs under the lease of this epoch; null: it does not. */
+export async function leasedKind(sql: Sql, hostId: string, jobId: string, epoch: number): Promise<JobKind | null> {
+  const [row] = await sql<{ kind: JobKind | null }[]>`select berth_leased_kind(${jobId}, ${hostId}, ${epoch}) as kind`;
+  return row?.kind ?? null;
 }

@@ -34,6 +34,12 @@ grant insert on hosts to berth_api;
 alter table jobs drop constraint jobs_host_id_fkey,
   add constraint jobs_host_id_fkey foreign key (host_id) references hosts on delete set null;
 
+-- The kind of a job that the host runs under this lease; null: it does not. Hosts are no tenant's.
+create function berth_leased_kind(job text, host text, lease_epoch bigint) returns text
+  language sql stable security definer set search_path = public
+  as $$ select j.kind from jobs j
+        where j.id = job and j.host_id = host and j.epoch = lease_epoch and j.status = 'running' $$;
+
 -- Forgets a lost host: its containers' rows go, each with an event that says why, and nobody waits for them any longer.
 -- False: the host is not lost, or unknown.
 create function berth_forget_host(gone text) returns boolean

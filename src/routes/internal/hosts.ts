@@ -1,0 +1,87 @@
+import { z } from "@hono/zod-openapi";
+import { bodyLimit } from "hono/body-limit";
+import { BerthError } from "../../core/errors.ts";
+import { type HostRegistration, hostNamePattern } from "../../core/host.ts";
+import { jobSealPurpose } from "../../core/job.ts";
+import { hostKey, joinKey, open, parseCredential, sameSecret } from "../../core/keys.ts";
+import { leasedKind } from "../../db/hosts.ts";
+import { joinHost } from "../../db/hosts-join.ts";
+import type { Pool } from "../../db/scope.ts";
+import type { InternalApp } from "./app.ts";
+import { authenticateHost } from "./host-auth.ts";
+
+const text = z.string().regex(/^[\w.:-]{1,253}$/);
+const port = z.int().min(1).max(65_535);
+const bytes = z.int().min(0);
+
+const Registration = z.strictObject({
+  name: z.string().regex(hostNamePattern),
+  address: text,
+  agentUrl: z.string().regex(/^tls:\/\/[^/@?#\s]{1,253}:\d{1,5}$/),
+  bootId: text,
+  cpus: z.number().positive(),
+  memory: bytes,
+  disk: bytes,
+  portFirst: port,
+  portLast: port,
+  reservedPorts: z.array(port).max(1_000),
+  labels: z.record(z.string().max(255), z.string().max(1_024)),
+}) satisfies z.ZodType<HostRegistration>;
+
+const Sealed = z.strictObject({ epoch: z.int().min(1), sealed: z.string().max(64 * 1024) });
+
+const maxBodyBytes = 256 * 1024;
+
+/** What joining and opening need; of it only this listener's process has the secret key. */
+interface HostServices {
+  sql: Pool;
+  secretKey: string;
+}
+
+/**
+ * How a host comes to be one, and what it can't do without the secret key, which it never has.
+ *
+ * - `POST /internal/hosts` with a join token: the host is registered; answers its id and key.
+ * - `POST /internal/jobs/{id}/open` with the host's credential: a secret that was sealed for that job, as long as the host
+ *   holds its lease.
+ */
+export function addHostAdmission(app: InternalApp, { sql, secretKey }: HostServices): void {
+  const limit = bodyLimit({
+    maxSize: maxBodyBytes,
+    onError: () => {
+      throw new BerthError("body_too_large", `A request has at most ${String(maxBodyBytes)} bytes.`);
+    },
+  });
+
+  app.post("/internal/hosts", limit, async (c) => {
+    const token = parseCredential(bearer(c.req.header("authorization")));
+    if (token === null || !sameSecret(token.key, joinKey(secretKey, token.id))) {
+      throw new BerthError("unauthorized", "The join token is wrong.");
+    }
+    const id = await joinHost(sql, token.id, parse(Registration, await c.req.text()));
+    return c.json({ id, key: hostKey(secretKey, id) });
+  });
+
+  app.post("/internal/jobs/:id/open", limit, async (c) => {
+    const hostId = await authenticateHost(sql, secretKey, bearer(c.req.header("authorization")));
+    if (hostId === null) throw new BerthError("unauthorized", "The host's credential is wrong, or it was forgotten.");
+    const { epoch, sealed } = parse(Sealed, await c.req.text());
+    const id = c.req.param("id");
+    const kind = await leasedKind(sql, hostId, id, epoch);
+    if (kind === null) throw new BerthError("not_found", "The host does not hold the lease of such a job.");
+    return c.json({ text: open(secretKey, jobSealPurpose({ kind, id }), sealed) });
+  });
+}
+
+function bearer(header: string | undefined): string {
+  return /^Bearer ([\x21-\x7e]{1,512})$/i.exec(header ?? "")?.[1] ?? "";
+}
+
+function parse<S extends z.ZodType>(schema: S, body: string): z.infer<S> {
+  try {
+    return schema.parse(JSON.parse(body));
+  } catch (cause) {
+    const why = cause instanceof z.ZodError ? z.prettifyError(cause) : "The body is not valid JSON.";
+    throw new BerthError("invalid_request", why, { cause });
+  }
+}
