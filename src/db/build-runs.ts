@@ -4,9 +4,9 @@ import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
 import { eq, sql } from "./drizzle.ts";
 import { type ImageRecord, recordImage } from "./image-records.ts";
-import type { ClaimedJob } from "./leases.ts";
+import { type ClaimedJob, holdsJob } from "./leases.ts";
 import { notify } from "./notify.ts";
-import { buildCache, builds } from "./schema.ts";
+import { builds } from "./schema.ts";
 import { topics } from "./wakeups.ts";
 
 // What the worker that runs a build reads and writes. Every write names the job's epoch: a stale claimer changes nothing.
@@ -83,12 +83,15 @@ export async function findCachedStep(db: Db, projectId: string, key: string): Pr
   return rows[0]?.result ?? null;
 }
 
-/** Remembers what a step made. The latest result counts: an older one's layer may be gone. */
-export async function keepCachedStep(db: Db, projectId: string, key: string, result: StepResult): Promise<void> {
-  await db
-    .insert(buildCache)
-    .values({ projectId, key, result })
-    .onConflictDoUpdate({ target: [buildCache.projectId, buildCache.key], set: { result, usedAt: sql`now()` } });
+/**
+ * Remembers what a step of the job's build made, as long as the job is held. The latest result counts: an older one's
+ * layer may be gone.
+ */
+export async function keepCachedStep(db: Db, job: ClaimedJob, key: string, result: StepResult): Promise<void> {
+  await db.execute(sql`
+    insert into build_cache (project_id, key, result)
+    select ${job.projectId}, ${key}, ${JSON.stringify(result)}::jsonb where ${held(job)}
+    on conflict (project_id, key) do update set result = excluded.result, used_at = now()`);
 }
 
 /** Records the built image under its tags and on the build. False: the lease is lost, nothing was written. */
@@ -100,9 +103,7 @@ export async function recordBuiltImage(
   references: readonly ImageReference[],
 ): Promise<boolean> {
   return db.transaction(async (tx) => {
-    const rows = await tx.execute(sql`select 1 from jobs where id = ${job.id} and epoch = ${job.epoch}
-      and status = 'running' for update`);
-    if (rows.length === 0) return false;
+    if (!(await holdsJob(tx, job))) return false;
     await recordImage(tx, job.projectId, image, references);
     await tx.update(builds).set({ imageDigest: image.digest }).where(eq(builds.id, buildId));
     return true;

@@ -1,6 +1,6 @@
 import { type HostRegistration, nameTaken } from "../core/host.ts";
 import { newId } from "../core/ids.ts";
-import type { Db } from "./connect.ts";
+import type { Db, Transaction } from "./connect.ts";
 import { and, eq, sql } from "./drizzle.ts";
 import { hosts } from "./schema.ts";
 
@@ -46,6 +46,12 @@ export async function openHostSession(
     .returning({ id: hosts.id, session: hosts.session });
   const row = rows[0];
   return row === undefined ? null : { ...row, rebooted: known.bootId !== host.bootId };
+}
+
+/** Whether this is still the host's session; if so, no newer one begins before the transaction has ended. */
+export async function holdsHost(tx: Transaction, host: { id: string; session: number }): Promise<boolean> {
+  const rows = await tx.execute(sql`select 1 from hosts where id = ${host.id} and session = ${host.session} for share`);
+  return rows.length === 1;
 }
 
 /** Says that the host is alive. False: a newer session has taken over or the host was forgotten; this worker must stop. */

@@ -1,6 +1,8 @@
 import type { JobKind, JobOutcome, JobStatus } from "../core/job.ts";
+import type { Transaction } from "./connect.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { deployBuilds } from "./deployment-starts.ts";
+import { sql } from "./drizzle.ts";
 import { lock, type Pool } from "./scope.ts";
 import { channel, topics } from "./wakeups.ts";
 
@@ -39,9 +41,9 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
  * that kills its worker is not tried for ever; and a host runs one suspect at a time, so that the next death of a worker
  * takes none along that had died before. Claims of all hosts follow one another, since each counts what runs.
  */
-export async function claimJobs(sql: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
+export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
-  return sql.begin(async (tx) => {
+  return pool.begin(async (tx) => {
     const locked = lock(tx, "claim").then(() => undefined);
     const [, rows] = await Promise.all([
       locked,
@@ -91,10 +93,10 @@ function claimedJob(row: ClaimedJob): ClaimedJob {
 
 /** Extends the leases still held; answers for each whether it is held and whether cancelling was asked. */
 export async function extendLeases(
-  sql: Pool,
+  pool: Pool,
   held: readonly Pick<ClaimedJob, "id" | "epoch">[],
 ): Promise<Map<string, { cancelRequested: boolean }>> {
-  const rows = await sql<{ id: string; cancelRequested: boolean }[]>`
+  const rows = await pool<{ id: string; cancelRequested: boolean }[]>`
     update jobs set lease_until = now() + make_interval(secs => ${leaseSeconds})
     from unnest(${held.map((job) => job.id)}::text[], ${held.map((job) => job.epoch)}::bigint[]) h (id, epoch)
     where jobs.id = h.id and jobs.epoch = h.epoch and status = 'running'
@@ -102,9 +104,16 @@ export async function extendLeases(
   return new Map(rows.map(({ id, cancelRequested }) => [id, { cancelRequested }]));
 }
 
+/** Whether the job is still this worker's; if so, nobody takes it over before the transaction has ended. */
+export async function holdsJob(tx: Transaction, job: Pick<ClaimedJob, "id" | "epoch">): Promise<boolean> {
+  const rows = await tx.execute(sql`
+    select 1 from jobs where id = ${job.id} and epoch = ${job.epoch} and status = 'running' for update`);
+  return rows.length === 1;
+}
+
 /** Shows how far a job is. False: the lease is lost. */
-export async function reportProgress(sql: Pool, job: ClaimedJob, progress: Record<string, unknown>): Promise<boolean> {
-  const rows = await sql`
+export async function reportProgress(pool: Pool, job: ClaimedJob, progress: Record<string, unknown>): Promise<boolean> {
+  const rows = await pool`
     update jobs set progress = ${JSON.stringify(progress)}::text::jsonb
     where id = ${job.id} and epoch = ${job.epoch} and status = 'running' returning id`;
   return rows.length === 1;
@@ -122,9 +131,9 @@ export interface EndedAttempt {
  * asked to be cancelled is not tried again. Answers the ids of the jobs that it settled; the lease of the others is lost,
  * and nothing was written of them.
  */
-export async function settleJobs(sql: Pool, ended: readonly EndedAttempt[]): Promise<Set<string>> {
+export async function settleJobs(pool: Pool, ended: readonly EndedAttempt[]): Promise<Set<string>> {
   const column = <T>(of: (attempt: EndedAttempt) => T): T[] => ended.map(of);
-  const settled = await sql.begin(async (tx) => {
+  const settled = await pool.begin(async (tx) => {
     const rows = await tx<{ id: string; kind: JobKind; status: JobStatus }[]>`
       with ended as (
         select * from unnest(${column(({ job }) => job.id)}::text[], ${column(({ job }) => job.epoch)}::bigint[],
@@ -172,16 +181,16 @@ const resultText = ({ outcome }: EndedAttempt) => ("result" in outcome ? JSON.st
  * on. Jobs that this worker holds are not among them.
  */
 export async function takeLost(
-  sql: Pool,
+  pool: Pool,
   hostId: string,
   more: { held: readonly string[]; own: boolean },
 ): Promise<ClaimedJob[]> {
-  return sql<ClaimedJob[]>`
+  return pool<ClaimedJob[]>`
     update jobs set epoch = epoch + 1, lost = lost + 1, host_id = ${hostId},
       lease_until = now() + make_interval(secs => ${leaseSeconds})
     where id in (
       select id from jobs where status = 'running' and id <> all (${more.held}::text[])
         and (lease_until < now() or (${more.own}::boolean and host_id = ${hostId}))
       limit 100 for update skip locked)
-    returning ${sql.unsafe(claimedColumns)}`;
+    returning ${pool.unsafe(claimedColumns)}`;
 }

@@ -5,6 +5,7 @@ import { BerthError, toBerthError } from "../core/errors.ts";
 import { healthSpec } from "../core/health.ts";
 import type { Image } from "../core/image.ts";
 import { signalNumber } from "../core/signals.ts";
+import { holdsHost } from "../db/hosts-worker.ts";
 import {
   eraseContainer,
   type InboxContainer,
@@ -330,6 +331,7 @@ export class Converger {
     return ensureImage(this.#services, container.projectId, container.imageReference, {
       pull: spec.pull,
       signal: drive.abort.signal,
+      held: (tx) => holdsHost(tx, this.#services.host),
     });
   }
 

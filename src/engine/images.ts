@@ -1,18 +1,23 @@
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
+import type { Transaction } from "../db/connect.ts";
 import { findImage, hasRepository, projectHasLayer, recordImage } from "../db/image-records.ts";
 import { pullImage } from "../image/pull.ts";
 import type { RegistryAuth } from "../image/registry-auth.ts";
 import type { TransferCounts, TransferProgress } from "../image/transfer.ts";
 import type { Services } from "./services.ts";
 
-/** How to get an image. `signal` aborts the transfer. */
+/**
+ * How to get an image. `signal` aborts the transfer; `held` tells, in the transaction that would record it, whether this
+ * worker may still write.
+ */
 export interface ImageWish {
   pull: "missing" | "always" | "never";
   platform?: string;
   auth?: RegistryAuth;
   signal: AbortSignal;
+  held: (tx: Transaction) => Promise<boolean>;
   onProgress?: (progress: TransferProgress) => void;
 }
 
@@ -68,14 +73,11 @@ export async function pullAndRecord(
     ...(wish.onProgress === undefined ? {} : { onProgress: wish.onProgress }),
   });
   const { image, manifest, layersTransferred, layersSkipped, bytesTransferred } = pulled;
-  await connection.db.transaction((tx) =>
-    recordImage(
-      tx,
-      projectId,
-      { ...image, manifest, sizeBytes: image.layers.reduce((sum, l) => sum + l.sizeBytes, 0) },
-      [reference],
-    ),
-  );
+  const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+  await connection.db.transaction(async (tx) => {
+    if (!(await wish.held(tx))) throw new BerthError("unavailable", "Another worker has taken over.");
+    await recordImage(tx, projectId, { ...image, manifest, sizeBytes }, [reference]);
+  });
   return { image, layersTransferred, layersSkipped, bytesTransferred };
 }
 

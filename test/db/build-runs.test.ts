@@ -100,9 +100,13 @@ test("a build's log, steps and image are written by who holds its lease, and by 
 
 test("a step's result is found by its key in its own project, the latest one", async () => {
   const result = { layer, created: "2026-01-02T00:00:00Z" };
+  const jobId = newId("job");
+  await database.owner`insert into jobs (id, project_id, kind, payload) values (${jobId}, ${projectId}, 'build', '{}')`;
+  const job = await claim();
   expect(await findCachedStep(db, projectId, "k")).toBeNull();
-  await keepCachedStep(db, projectId, "k", { layer: null, created: "2026-01-01T00:00:00Z" });
-  await keepCachedStep(db, projectId, "k", result);
+  await keepCachedStep(db, job, "k", { layer: null, created: "2026-01-01T00:00:00Z" });
+  await keepCachedStep(db, job, "k", result);
+  await keepCachedStep(db, { ...job, epoch: job.epoch - 1 }, "k", { layer: null, created: "2026-01-03T00:00:00Z" });
   expect(await findCachedStep(db, projectId, "k")).toEqual(result);
   expect(await findCachedStep(db, newId("project"), "k")).toBeNull();
 });

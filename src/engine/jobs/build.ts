@@ -11,6 +11,7 @@ import {
   recordFetched,
   reportBuild,
 } from "../../db/build-runs.ts";
+import { holdsJob } from "../../db/leases.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
@@ -44,13 +45,14 @@ export const build: JobHandler = async (job, services, signal) => {
     sandboxes,
     cache: {
       find: (key) => findCachedStep(db, job.projectId, key),
-      keep: (key, result) => keepCachedStep(db, job.projectId, key, result),
+      keep: (key, result) => keepCachedStep(db, job, key, result),
     },
     image: ({ reference, platform }, abort) =>
       ensureImage(services, job.projectId, reference, {
         pull: request.pull ? "always" : "missing",
         platform: formatPlatform(platform),
         signal: abort,
+        held: (tx) => holdsJob(tx, job),
       }),
     withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
     outbound: new OutboundPolicy(config.outboundAllow),

@@ -1,5 +1,6 @@
 import type { PullPayload } from "../../core/job.ts";
 import { formatReference, hubReference, parseReference } from "../../core/reference.ts";
+import { holdsJob } from "../../db/leases.ts";
 import { pullAndRecord } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
 import { credentials, progressReport } from "./transfer.ts";
@@ -11,6 +12,7 @@ export const pull: JobHandler = async (job, services, signal) => {
   const auth = await credentials(job, services);
   const { image, ...counts } = await pullAndRecord(services, job.projectId, reference, {
     signal,
+    held: (tx) => holdsJob(tx, job),
     ...(payload.platform === undefined ? {} : { platform: payload.platform }),
     ...(auth === null ? {} : { auth }),
     onProgress: progressReport(job, services),
