@@ -9,24 +9,19 @@ export async function deleteExpired(db: Db): Promise<void> {
   await db.execute(sql`delete from build_cache where used_at < now() - interval '14 days'`);
 }
 
-/**
- * The digests that some row still needs: images' layers and configs, cached steps' layers, contexts of builds that have
- * not ended.
- */
-export async function neededBlobs(db: Db): Promise<Set<string>> {
-  const rows = await db.execute<{ digest: string }>(sql`
-    select l->>'digest' digest from images, jsonb_array_elements(layers) l
-    union select manifest->'config'->>'digest' from images
-    union select digest from images
-    union select result->'layer'->>'digest' from build_cache
-    union select request->'source'->>'digest' from builds where status in ('queued', 'running')`);
-  return new Set([...rows].map((row) => row.digest));
-}
-
 /** The diff ids of layers that images of any project or cached steps are made of. */
 export async function neededLayers(db: Db): Promise<Set<string>> {
   const rows = await db.execute<{ id: string }>(sql`
     select l->>'diffId' id from images, jsonb_array_elements(layers) l
     union select result->'layer'->>'diffId' from build_cache`);
+  return new Set([...rows].map((row) => row.id));
+}
+
+/** The diff ids of layers that containers of the host are made of. */
+export async function layersInUse(db: Db, hostId: string): Promise<Set<string>> {
+  const rows = await db.execute<{ id: string }>(sql`
+    select distinct l->>'diffId' id from containers c
+    join images i on i.project_id = c.project_id and i.digest = c.image_digest, jsonb_array_elements(i.layers) l
+    where c.host_id = ${hostId}`);
   return new Set([...rows].map((row) => row.id));
 }

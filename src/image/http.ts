@@ -11,7 +11,7 @@ export interface HttpBody {
 }
 
 export interface HttpRequest {
-  method: "GET" | "HEAD" | "POST" | "PUT";
+  method: "GET" | "HEAD" | "POST" | "PUT" | "DELETE";
   url: URL;
   headers: Readonly<Record<string, string>>;
   body?: HttpBody;
@@ -29,12 +29,16 @@ export class HttpClient {
   readonly #policy: OutboundPolicy;
   readonly #idleMs: number;
   readonly #http = new HttpAgent({ keepAlive: true, maxSockets: 16 });
-  readonly #https = new HttpsAgent({ keepAlive: true, maxSockets: 16 });
+  readonly #https: HttpsAgent;
 
-  /** @param idleMs How long a connection may take to open, and then be silent, before it is given up. */
-  constructor(policy: OutboundPolicy, idleMs: number) {
+  /**
+   * @param idleMs How long a connection may take to open, and then be silent, before it is given up.
+   * @param ca Certificates (PEM) of authorities to trust; null: those that Node trusts.
+   */
+  constructor(policy: OutboundPolicy, idleMs: number, ca: string | null = null) {
     this.#policy = policy;
     this.#idleMs = idleMs;
+    this.#https = new HttpsAgent({ keepAlive: true, maxSockets: 16, ...(ca === null ? {} : { ca }) });
   }
 
   /**

@@ -1,14 +1,15 @@
-import { randomUUID } from "node:crypto";
-import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { createHash, randomUUID } from "node:crypto";
+import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { BerthError } from "../core/errors.ts";
 import type { Layer } from "../core/image.ts";
 import { digestPattern } from "../core/reference.ts";
-import { type BlobStore, syncDirectory } from "./blobs.ts";
+import type { BlobStore, StoredBlob } from "./blobs.ts";
 import { coalesce } from "./byte-reader.ts";
 import { decompress, gzip } from "./compress.ts";
 import { type Converted, convertLayer } from "./convert.ts";
 import { digestHex, digestOf } from "./digest.ts";
+import { syncDirectory } from "./file-blobs.ts";
 import { inheritedAttributes, type StackedLayer } from "./inherited-attributes.ts";
 import type { ByteString, LayerEntry } from "./layer-entry.ts";
 import { defaultLimits, type LayerLimits } from "./layer-limits.ts";
@@ -22,6 +23,9 @@ const gzipLayer = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /** Small chunks are put together to this size: (de)compressing and writing wake a thread for each. */
 const transferChunk = 256 << 10;
+
+/** How often the use of an image is noted at most. */
+const useNotedMs = 5 * 60_000;
 
 /** What is kept beside an image, in `<hex>.json`. */
 interface LayerRecord {
@@ -48,6 +52,8 @@ export class LayerStore {
   readonly #tasks = new Map<string, Promise<unknown>>();
   /** Records as they are on disk. */
   readonly #records = new Map<string, LayerRecord>();
+  /** When the use of an image was last noted. */
+  readonly #uses = new Map<string, number>();
   /** Per stack of layers (their diff ids) the image to put on top; null: none is needed. */
   readonly #tops = new Map<string, string | null>();
 
@@ -64,37 +70,37 @@ export class LayerStore {
 
   /** Whether the image of this diff id is there and whole. */
   async has(diffId: string): Promise<boolean> {
-    return (await this.#record(diffId)) !== null;
+    if ((await this.#record(diffId)) === null) return false;
+    await this.#noteUse(diffId);
+    return true;
   }
 
-  /** Whether the layer is there *and* its blob is known to be of this diff id; a manifest may claim any pair. */
-  async holds(layer: Pick<Layer, "digest" | "diffId">): Promise<boolean> {
-    const record = await this.#record(layer.diffId);
-    return record !== null && record.digests.includes(layer.digest) && (await this.#blobs.size(layer.digest)) !== null;
+  /**
+   * Makes sure that the layer is there if its blob is in the store: whether it is. That the blob has this diff id was seen,
+   * or is seen now; a manifest may claim any pair.
+   */
+  async obtain(layer: Layer): Promise<boolean> {
+    if ((await this.#blobs.size(layer.digest)) === null) return false;
+    await this.#take(layer);
+    return true;
   }
 
   /**
    * Takes in a layer's compressed blob in one pass: blob and image are stored only when size, digest and diff id are as
    * expected. A layer of 9,000 files, 73 MB as gzip and 228 MB plain, takes 1.7 s of CPU from a registry on loopback to
-   * both files, spread over zlib's thread, the writers' and Node's; gunzip and the two sha256 are 1.0 s of that. `open` is called once, and not at all when the layer is there already, unless it is to be fetched `always`.
+   * both files, spread over zlib's thread, the writers' and Node's; gunzip and the two sha256 are 1.0 s of that. `open` is
+   * called once.
    * @throws BerthError `digest_mismatch`, `invalid_image`, `layer_too_large`, `disk_full`, or the source's error.
    */
   async import(
     open: () => AsyncIterable<Uint8Array> | Promise<AsyncIterable<Uint8Array>>,
     expect: Layer,
-    options: { always?: boolean } = {},
   ): Promise<void> {
     await this.#exclusively(expect.diffId, async () => {
-      if (options.always !== true && (await this.holds(expect))) return;
       const blob = new Tee(coalesce(exactly(await open(), expect), transferChunk));
       const [toBlob, toImage] = blob.branches;
       await this.#convert(blob, decompress(toImage), async (conversion) => {
-        const confirm = async (): Promise<void> => {
-          const { diffId } = await conversion;
-          if (diffId !== expect.diffId) {
-            throw new BerthError("digest_mismatch", `The layer's content is ${diffId}, not ${expect.diffId}.`);
-          }
-        };
+        const confirm = async (): Promise<void> => checkDiffId(await conversion, expect);
         return this.#blobs.put(toBlob, { digest: expect.digest, maxBytes: expect.sizeBytes, confirm });
       });
     });
@@ -115,10 +121,23 @@ export class LayerStore {
 
   /** Makes sure that the image is there, from its blob when it is not. The layer must be one of a stored image. */
   async ensure(layer: Layer): Promise<string> {
-    if (!(await this.has(layer.diffId))) {
-      await this.import(() => this.#blobs.open(layer.digest), layer);
-    }
+    if (!(await this.has(layer.diffId))) await this.#take(layer);
     return this.path(layer.diffId);
+  }
+
+  /** Makes the image from the store's blob, unless it was made from it before. */
+  async #take(expect: Layer): Promise<void> {
+    await this.#exclusively(expect.diffId, async () => {
+      const record = await this.#record(expect.diffId);
+      if (record?.digests.includes(expect.digest) === true) return this.#noteUse(expect.diffId);
+      const blob = new Tee(coalesce(exactly(await this.#blobs.open(expect.digest), expect), transferChunk));
+      const [toHash, toImage] = blob.branches;
+      await this.#convert(blob, decompress(toImage), async (conversion) => {
+        const stored = await verify(toHash, expect);
+        checkDiffId(await conversion, expect);
+        return stored;
+      });
+    });
   }
 
   /**
@@ -154,11 +173,11 @@ export class LayerStore {
     }
   }
 
-  /** Milliseconds since an image was made, or made again; 0 when it is not there. */
-  async ageMs(diffId: string): Promise<number> {
-    const made =
+  /** Milliseconds since an image was made or asked for, within some minutes; 0 when it is not there. */
+  async unusedMs(diffId: string): Promise<number> {
+    const used =
       (await stat(this.#recordPath(diffId)).catch(() => null)) ?? (await stat(this.path(diffId)).catch(() => null));
-    return made === null ? 0 : Date.now() - made.mtimeMs;
+    return used === null ? 0 : Date.now() - used.mtimeMs;
   }
 
   /** Deletes an image, and not its blob. Where it is mounted it stays until it is unmounted. */
@@ -182,8 +201,8 @@ export class LayerStore {
   async #convert(
     source: Tee<Uint8Array>,
     tar: AsyncIterable<Uint8Array>,
-    store: (conversion: Promise<Converted>) => Promise<{ digest: string; sizeBytes: number }>,
-  ): Promise<{ converted: Converted; digest: string; sizeBytes: number }> {
+    store: (conversion: Promise<Converted>) => Promise<StoredBlob>,
+  ): Promise<StoredBlob & { converted: Converted }> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const temporary = join(this.#directory, `${randomUUID()}.tmp`);
     const conversion = convertLayer(tar, temporary, this.#limits);
@@ -249,12 +268,21 @@ export class LayerStore {
     }
   }
 
+  /** By the record's time of change, which outlives this process. */
+  async #noteUse(diffId: string): Promise<void> {
+    const now = Date.now();
+    if (now - (this.#uses.get(diffId) ?? 0) < useNotedMs) return;
+    this.#uses.set(diffId, now);
+    await utimes(this.#recordPath(diffId), now / 1000, now / 1000).catch(() => undefined);
+  }
+
   #recordPath(diffId: string): string {
     return join(this.#directory, `${digestHex(diffId)}.json`);
   }
 
   async #delete(diffId: string): Promise<void> {
     this.#records.delete(diffId);
+    this.#uses.delete(diffId);
     await rm(this.#recordPath(diffId), { force: true });
     await rm(this.path(diffId), { force: true });
   }
@@ -269,6 +297,20 @@ export class LayerStore {
       if (this.#tasks.get(diffId) === run) this.#tasks.delete(diffId);
     }
   }
+}
+
+function checkDiffId({ diffId }: Converted, expect: Layer): void {
+  if (diffId === expect.diffId) return;
+  throw new BerthError("digest_mismatch", `The layer's content is ${diffId}, not ${expect.diffId}.`);
+}
+
+/** Reads a blob of the store to its end. @throws BerthError `digest_mismatch` */
+async function verify(source: AsyncIterable<Uint8Array>, { digest, sizeBytes }: Layer): Promise<StoredBlob> {
+  const hash = createHash("sha256");
+  for await (const chunk of source) hash.update(chunk);
+  const found = `sha256:${hash.digest("hex")}`;
+  if (found === digest) return { digest, sizeBytes };
+  throw new BerthError("digest_mismatch", `The blob ${digest} has the content of ${found}.`);
 }
 
 /** The source's bytes, which must be as many as the layer is said to have. */

@@ -22,7 +22,7 @@ export interface PullRequest {
   layers: LayerStore;
   signal: AbortSignal;
   /**
-   * Whether a layer that this host holds may be used without being transferred. A digest is no proof that who names it may
+   * Whether a layer that the blob store has may be used without being transferred. A digest is no proof that who names it may
    * read the blob, so this should say yes only to what the project has already. Absent: every layer may be.
    */
   mayReuse?: (layer: Layer) => boolean | Promise<boolean>;
@@ -90,7 +90,7 @@ async function pullLayers(
   const counts = { layersTransferred: 0, layersSkipped: 0, bytesTransferred: 0 };
   await inLanes(distinct, request.signal, async (layer, signal) => {
     const mayReuse = (await request.mayReuse?.(layer)) ?? true;
-    if (mayReuse && (await layers.holds(layer))) {
+    if (mayReuse && (await layers.obtain(layer))) {
       counts.layersSkipped++;
       progress.bytesDone += layer.sizeBytes;
     } else {
@@ -103,7 +103,7 @@ async function pullLayers(
           yield chunk;
         }
       };
-      await layers.import(counted, layer, { always: !mayReuse });
+      await layers.import(counted, layer);
       counts.layersTransferred++;
     }
     progress.layersDone++;

@@ -12,3 +12,8 @@ export interface TransferCounts {
   layersSkipped: number;
   bytesTransferred: number;
 }
+
+/** What a transfer moved that found so many layers where they were to go. */
+export function nothingMoved(layers: number): TransferCounts {
+  return { layersTransferred: 0, layersSkipped: layers, bytesTransferred: 0 };
+}

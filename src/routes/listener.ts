@@ -1,4 +1,5 @@
 import type { Server } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { createAdaptorServer } from "@hono/node-server";
 import type { App } from "./context.ts";
 
@@ -9,24 +10,33 @@ export interface Patience {
   keepAliveMs: number;
 }
 
-const patience: Patience = { headersMs: 15_000, requestMs: 60 * 60_000, keepAliveMs: 65_000 };
+const usualPatience: Patience = { headersMs: 15_000, requestMs: 60 * 60_000, keepAliveMs: 65_000 };
 const maxConnections = 20_000;
 
-/** Serves the app on an address. @throws Error when the address can't be used */
+/** A certificate with its chain, and its key, both PEM. */
+export interface TlsIdentity {
+  cert: string;
+  key: string;
+}
+
+/** Serves the app on an address, over TLS when there is a certificate. @throws Error when the address can't be used */
 export async function listen(
-  app: App,
+  app: Pick<App, "fetch">,
   address: { host: string; port: number },
-  { headersMs, requestMs, keepAliveMs }: Patience = patience,
+  options: { patience?: Patience; tls?: TlsIdentity | null } = {},
 ): Promise<Server> {
-  const server = createAdaptorServer({
-    fetch: app.fetch,
-    serverOptions: {
-      headersTimeout: headersMs,
-      requestTimeout: requestMs,
-      keepAliveTimeout: keepAliveMs,
-      connectionsCheckingInterval: Math.min(5_000, headersMs),
-    },
-  }) as Server;
+  const { patience: { headersMs, requestMs, keepAliveMs } = usualPatience, tls = null } = options;
+  const serverOptions = {
+    headersTimeout: headersMs,
+    requestTimeout: requestMs,
+    keepAliveTimeout: keepAliveMs,
+    connectionsCheckingInterval: Math.min(5_000, headersMs),
+  };
+  const server = createAdaptorServer(
+    tls === null
+      ? { fetch: app.fetch, serverOptions }
+      : { fetch: app.fetch, createServer: createTlsServer, serverOptions: { ...serverOptions, ...tls } },
+  ) as Server;
   server.maxConnections = maxConnections;
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject);

@@ -9,8 +9,9 @@ import type { Connection } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import * as schema from "../../src/db/schema.ts";
 import { collect } from "../../src/engine/upkeep/collect.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { LayerStore } from "../../src/image/layers.ts";
+import { openHost } from "../support/host.ts";
 import { entry, gather } from "../support/image.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
@@ -30,46 +31,55 @@ afterAll(async () => {
   await rm(directory, { recursive: true, force: true });
 });
 
-/** A stored layer of one file, whose last writer came `hours` ago. */
+/** A stored layer of one file, that was last used `hours` ago. */
 async function layer(content: string, hours: number): Promise<Layer> {
   const made = await layers.create([entry("file", { content })]);
   const at = new Date(Date.now() - hours * 3_600_000);
-  const files = [
-    layers.path(made.diffId).replace(/erofs$/, "json"),
-    join(directory, "blobs/sha256", made.digest.slice(7)),
-  ];
-  for (const file of [layers.path(made.diffId), ...files]) await utimes(file, at, at);
+  for (const extension of ["erofs", "json"]) {
+    await utimes(layers.path(made.diffId).replace(/erofs$/, extension), at, at);
+  }
   return made;
 }
 
-test("only what no row needs goes, and not what was stored just now", async () => {
-  const [needed, cached, stale, fresh] = [
-    await layer("needed", 30),
-    await layer("cached", 30),
-    await layer("stale", 30),
+test("a host's cache loses what no image needs, and later what no container of its own uses", async () => {
+  const day = 24;
+  const [used, needed, cached, idle, stale, fresh] = [
+    await layer("used", 30 * day),
+    await layer("needed", 6 * day),
+    await layer("cached", 6 * day),
+    await layer("idle", 8 * day),
+    await layer("stale", 2),
     await layer("fresh", 0),
   ];
-  const projectId = newId("project");
   const { owner } = database;
+  const db = drizzle(owner, { schema });
+  const { id: hostId } = await openHost(db);
+  const projectId = newId("project");
+  const image = async (digest: string, of: Layer[]) => {
+    await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
+      values (${projectId}, ${digest}, 'm', '{}', '{}', ${JSON.stringify(of)}::text::jsonb, 10)`;
+  };
   await owner`insert into projects (id, name) values (${projectId}, 'acme')`;
-  await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
-    values (${projectId}, 'sha256:x', 'm', '{}', '{}', ${JSON.stringify([needed])}::text::jsonb, 10)`;
+  await image("sha256:x", [used]);
+  await image("sha256:y", [needed, idle]);
+  await owner`insert into containers (id, project_id, host_id, name, spec, image_reference, image_digest, cpus, memory,
+    pids, disk, wanted) values (${newId("container")}, ${projectId}, ${hostId}, 'web', '{}', 'web:1', 'sha256:x', 1, 1, 1,
+    1, 'running')`;
   await owner`insert into build_cache (project_id, key, result)
     values (${projectId}, 'k', ${JSON.stringify({ layer: cached })}::text::jsonb)`;
   const unmounted: string[] = [];
-  const connection = { db: drizzle(owner, { schema }) } as Connection;
   const sandboxes = { unmountLayer: (path: string) => void unmounted.push(path) };
-  await collect({ connection, blobs, layers, sandboxes, log: pino({ level: "silent" }) });
+  const log = pino({ level: "silent" });
+  await collect({ connection: { db } as Connection, host: { id: hostId }, blobs, layers, sandboxes, log });
 
-  const kept = [needed, cached, fresh];
+  const kept = [used, needed, cached, fresh];
   expect((await gather(layers.list())).sort()).toEqual(kept.map(({ diffId }) => diffId).sort());
-  expect((await gather(blobs.list())).sort()).toEqual(kept.map(({ digest }) => digest).sort());
-  expect(unmounted).toEqual([layers.path(stale.diffId)]);
+  expect(unmounted.sort()).toEqual([layers.path(stale.diffId), layers.path(idle.diffId)].sort());
 });
 
-test("a layer that a pull stored again counts as new", async () => {
+test("a layer that was asked for again counts as used", async () => {
   const again = await layer("again", 30);
-  expect(await layers.ageMs(again.diffId)).toBeGreaterThan(3_600_000);
-  await layers.import(() => blobs.open(again.digest), again, { always: true });
-  expect(await layers.ageMs(again.diffId)).toBeLessThan(60_000);
+  expect(await layers.unusedMs(again.diffId)).toBeGreaterThan(3_600_000);
+  await layers.ensure(again);
+  expect(await layers.unusedMs(again.diffId)).toBeLessThan(60_000);
 });

@@ -6,9 +6,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Layer } from "../../src/core/image.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
@@ -243,16 +243,28 @@ describe("storing", () => {
     }
   });
 
-  test("many imports of one layer at a time transfer it once", async () => {
+  test("who wants a stored layer many times at once has it made once", async () => {
     const { layer, blob } = await layerBlob([entry("f", { content: randomBytes(100_000) })]);
-    let opened = 0;
-    const open = (): AsyncIterable<Uint8Array> => {
-      opened++;
-      return Readable.from([blob]);
-    };
-    await Promise.all(Array.from({ length: 20 }, () => layers.import(open, layer)));
-    expect(opened).toBe(1);
-    expect(await layers.holds(layer)).toBe(true);
+    expect(await layers.obtain(layer)).toBe(false);
+    await blobs.put(Readable.from([blob]), { maxBytes: blob.length });
+    const opened = vi.spyOn(blobs, "open");
+    const wishes = Array.from({ length: 20 }, (_, n) => (n % 2 === 0 ? layers.ensure(layer) : layers.obtain(layer)));
+    await Promise.all(wishes);
+    expect(opened).toHaveBeenCalledTimes(1);
+    expect(await layers.has(layer.diffId)).toBe(true);
+  });
+
+  test("a stored blob that is not what its layer says makes no image", async () => {
+    const { layer, blob } = await layerBlob([entry("f", { content: "right" })]);
+    const other = await layerBlob([entry("f", { content: "wrong" })]);
+    await blobs.put(Readable.from([blob]), { maxBytes: blob.length });
+    const file = join(directory, "blobs/sha256", layer.digest.slice(7));
+    await writeFile(file, other.blob);
+    const claimed = { ...other.layer, digest: layer.digest };
+    for (const wrong of [{ ...layer, sizeBytes: other.blob.length }, claimed]) {
+      await expect(layers.ensure(wrong)).rejects.toMatchObject({ code: "digest_mismatch" });
+      expect(await layers.has(wrong.diffId)).toBe(false);
+    }
   });
 
   test("an image that was cut short is noticed and made again", async () => {

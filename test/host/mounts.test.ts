@@ -4,7 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { attachLoop, listLoops } from "../../src/isolation/apply/loop.ts";
 import { attachMount, newMount, unmount } from "../../src/isolation/apply/mount-api.ts";

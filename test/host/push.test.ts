@@ -5,7 +5,7 @@ import { Readable } from "node:stream";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
 import type { Image, Layer } from "../../src/core/image.ts";
 import { parsePushDestination } from "../../src/core/reference.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { writeImage } from "../../src/image/manifest.ts";
 import { pushImage } from "../../src/image/push.ts";
 import { Registry } from "../../src/image/registry.ts";

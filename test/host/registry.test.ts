@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { parseReference } from "../../src/core/reference.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { mediaTypes } from "../../src/image/manifest.ts";
 import { type PulledImage, pullImage } from "../../src/image/pull.ts";

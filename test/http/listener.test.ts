@@ -14,7 +14,7 @@ beforeAll(async () => {
   server = await listen(
     api.app,
     { host: "127.0.0.1", port: 0 },
-    { headersMs: 300, requestMs: 2_000, keepAliveMs: 300 },
+    { patience: { headersMs: 300, requestMs: 2_000, keepAliveMs: 300 } },
   );
   port = (server.address() as AddressInfo).port;
 });

@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { FileBlobs } from "../../src/image/blobs.ts";
 import { digestOf } from "../../src/image/digest.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { breaking, collect, gather } from "../support/image.ts";
 
 let directory: string;
@@ -91,6 +91,6 @@ test("what a dead writer left goes, what is being written stays", async () => {
   await blobs.put(source(), { maxBytes: 1e9 });
   for (const name of ["old", "new"]) await writeFile(join(directory, "tmp", name), "");
   await utimes(join(directory, "tmp", "old"), 1, 1);
-  await blobs.deleteAbandoned(60_000);
+  await blobs.tidy(60_000);
   expect(await files()).toEqual(["new", digest.slice(7)]);
 });

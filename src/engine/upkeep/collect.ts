@@ -1,32 +1,34 @@
-import { deleteExpired, neededBlobs, neededLayers } from "../../db/upkeep.ts";
+import { deleteExpired, layersInUse, neededLayers } from "../../db/upkeep.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { Services } from "../services.ts";
 
-/** What a writer has just stored and not yet recorded is left alone this long: a pull or build may begin meanwhile. */
+/** What was used just now is left alone so long: a build may be about to mount it. */
 const graceMs = 60 * 60 * 1000;
+/** What images need and no container of this host uses can be had again from the blob store. */
+const uselessMs = 7 * 24 * graceMs;
 
 /**
- * Deletes rows that have served their time, then layers and blobs that no row needs. To be begun only while no job of
- * this host runs: a pull or build counts on what it found in the store until it has recorded its image.
+ * Deletes rows that have served their time, and of this host's cache the layers that it has no use for. It runs beside
+ * jobs: whoever counts on a layer has used it just now, and gets it again from the store should it be gone. The store
+ * itself is collected by the API; see image/collect-blobs.ts.
  */
 export async function collect(
-  services: Pick<Services, "connection" | "blobs" | "layers" | "log"> & { sandboxes: Pick<Sandboxes, "unmountLayer"> },
+  services: Pick<Services, "connection" | "blobs" | "layers" | "log"> & {
+    host: Pick<Services["host"], "id">;
+    sandboxes: Pick<Sandboxes, "unmountLayer">;
+  },
 ): Promise<void> {
-  const { connection, blobs, layers, sandboxes, log } = services;
+  const { connection, host, blobs, layers, sandboxes, log } = services;
   await deleteExpired(connection.db);
-  const [digests, diffIds] = await Promise.all([neededBlobs(connection.db), neededLayers(connection.db)]);
-  await blobs.deleteAbandoned(graceMs);
+  await blobs.tidy(graceMs);
+  const needed = await neededLayers(connection.db);
+  const used = await layersInUse(connection.db, host.id);
   let removed = 0;
   for await (const diffId of layers.list()) {
-    if (diffIds.has(diffId) || (await layers.ageMs(diffId)) < graceMs) continue;
+    if (used.has(diffId) || (await layers.unusedMs(diffId)) < (needed.has(diffId) ? uselessMs : graceMs)) continue;
     sandboxes.unmountLayer(layers.path(diffId));
     await layers.remove(diffId);
     removed++;
   }
-  for await (const digest of blobs.list()) {
-    if (digests.has(digest) || (await blobs.ageMs(digest)) < graceMs) continue;
-    await blobs.delete(digest);
-    removed++;
-  }
-  if (removed > 0) log.info({ removed }, "collected layers and blobs that nothing needs");
+  if (removed > 0) log.info({ removed }, "removed layers that this host has no use for");
 }

@@ -1,0 +1,35 @@
+import type { Pool } from "./scope.ts";
+
+/** Keeps blobs that no row needs from being collected for an hour, and as long as jobs run that have begun by then. */
+export async function claimBlob(sql: Pool, digest: string): Promise<void> {
+  // Waits while the blob is being removed.
+  await sql`delete from unneeded_blobs where digest = ${digest}`;
+}
+
+/** The digests that some row needs. */
+export async function neededBlobs(sql: Pool): Promise<Set<string>> {
+  const rows = await sql<{ digest: string }[]>`select berth_needed_blobs() as digest`;
+  return new Set(rows.map(({ digest }) => digest));
+}
+
+/** Records which blobs no row needs; returns those that nobody can count on any longer. */
+export async function recordUnneeded(sql: Pool, digests: readonly string[]): Promise<string[]> {
+  const all = [...digests];
+  const [, , due] = await sql.begin((tx) => [
+    tx`delete from unneeded_blobs where digest <> all (${all}::text[])`,
+    tx`insert into unneeded_blobs (digest) select unnest(${all}::text[]) on conflict do nothing`,
+    tx<{ digest: string }[]>`select digest from unneeded_blobs where since < berth_unneeded_before()`,
+  ]);
+  return due.map(({ digest }) => digest);
+}
+
+/** Has the blob removed unless somebody has claimed it meanwhile. Whoever claims it now waits, and then sees it gone. */
+export async function removeUnneeded(sql: Pool, digest: string, remove: () => Promise<void>): Promise<boolean> {
+  return sql.begin(async (tx) => {
+    const taken = await tx`
+      delete from unneeded_blobs where digest = ${digest} and since < berth_unneeded_before() returning digest`;
+    if (taken.length === 0) return false;
+    await remove();
+    return true;
+  });
+}

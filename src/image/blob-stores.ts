@@ -1,0 +1,49 @@
+import type { BlobPlace, BucketCredentials } from "../core/blob-store.ts";
+import type { BlobStore, Claim, ClusterStore } from "./blobs.ts";
+import { Bucket } from "./bucket.ts";
+import { BucketBlobs } from "./bucket-blobs.ts";
+import { CachedBlobs } from "./cached-blobs.ts";
+import { FileBlobs } from "./file-blobs.ts";
+import { HostBlobs } from "./host-blobs.ts";
+import { HttpClient } from "./http.ts";
+import { OutboundPolicy } from "./outbound.ts";
+import { Retry } from "./retry.ts";
+
+/** Connections to what the operator set up: it may be anywhere. */
+const anywhere = new OutboundPolicy(["0.0.0.0/0", "::/0"]);
+const idleMs = 30_000;
+
+/**
+ * The cluster's store, for the API role and for a worker of its machine.
+ * @param near Directory of this process's own for what is on its way to a bucket.
+ */
+export function openClusterStore(
+  place: BlobPlace,
+  credentials: BucketCredentials | null,
+  near: string,
+  claim: Claim,
+): ClusterStore {
+  if (place.kind === "file") return new FileBlobs(place.directory, claim);
+  if (credentials === null) throw new Error("a bucket needs credentials");
+  const retry = new Retry();
+  const bucket = new Bucket(place, credentials, new HttpClient(anywhere, idleMs), retry);
+  return new BucketBlobs(new FileBlobs(near, claim), bucket, retry, claim);
+}
+
+/** How a host that has joined reaches the API's internal listener. */
+export interface ApiAccess {
+  /** Base URL, http or https. */
+  url: string;
+  /** What the host proves itself with. */
+  credential: string;
+  /** Certificates (PEM) of authorities to trust; null: those that Node trusts. */
+  ca: string | null;
+}
+
+/** The cluster's store, for a worker away from the API; `near` as above. */
+export function openHostStore(api: ApiAccess, near: string): BlobStore {
+  const retry = new Retry();
+  const http = new HttpClient(anywhere, idleMs, api.ca);
+  const far = new HostBlobs({ api: new URL(api.url), credential: api.credential, http, retry });
+  return new CachedBlobs(new FileBlobs(near), far, retry);
+}

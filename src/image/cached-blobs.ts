@@ -1,0 +1,82 @@
+import { createHash } from "node:crypto";
+import { Readable } from "node:stream";
+import { BerthError } from "../core/errors.ts";
+import type { BlobStore, ByteRange, PutExpectation, StoredBlob } from "./blobs.ts";
+import { type FarBlobs, passingUnlessOurs, resumed } from "./far-blobs.ts";
+import type { FileBlobs } from "./file-blobs.ts";
+import type { Retry } from "./retry.ts";
+
+/**
+ * Blobs that are kept on other machines. What is stored is written to a directory here first, so that its digest is known
+ * and sending can begin again where it broke off; for a while it is read from there too.
+ */
+export class CachedBlobs implements BlobStore {
+  protected readonly near: FileBlobs;
+  readonly #far: FarBlobs;
+  readonly #retry: Retry;
+
+  constructor(near: FileBlobs, far: FarBlobs, retry: Retry) {
+    this.near = near;
+    this.#far = far;
+    this.#retry = retry;
+  }
+
+  async size(digest: string): Promise<number | null> {
+    return this.#far.size(digest);
+  }
+
+  async open(digest: string, range?: ByteRange): Promise<Readable> {
+    const copy = await this.#openNear(digest, range);
+    if (copy !== null) return copy;
+    const abort = new AbortController();
+    const from = range ?? { start: 0 };
+    const first = await this.#retry.run(abort.signal, async () => {
+      try {
+        return await this.#far.read(digest, from, abort.signal);
+      } catch (error) {
+        throw passingUnlessOurs(error, abort.signal);
+      }
+    });
+    if (first === null) throw new BerthError("not_found", `There is no blob ${digest}.`);
+    const bytes = resumed(this.#far, digest, from, first, this.#retry, abort.signal);
+    const stream = Readable.from(range === undefined ? verified(bytes, digest) : bytes, { objectMode: false });
+    // Also what waits for a silent server ends with its reader.
+    return stream.once("close", () => abort.abort(new Error("the reader is gone")));
+  }
+
+  async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {
+    const stored = await this.near.put(source, expect);
+    await this.forward(stored);
+    return stored;
+  }
+
+  async tidy(olderThanMs: number): Promise<void> {
+    await this.near.tidy(olderThanMs);
+    await this.near.deleteOlder(olderThanMs);
+  }
+
+  /** Sends what is in the directory to where blobs are kept. */
+  protected async forward(blob: StoredBlob): Promise<void> {
+    await this.#far.send({ ...blob, open: (range) => this.near.open(blob.digest, range) });
+  }
+
+  async #openNear(digest: string, range?: ByteRange): Promise<Readable | null> {
+    try {
+      return await this.near.open(digest, range);
+    } catch (error) {
+      if (error instanceof BerthError && error.code === "not_found") return null;
+      throw error;
+    }
+  }
+}
+
+/** The source's bytes; they must have this digest. */
+async function* verified(source: AsyncIterable<Uint8Array>, digest: string): AsyncGenerator<Uint8Array, void> {
+  const hash = createHash("sha256");
+  for await (const chunk of source) {
+    hash.update(chunk);
+    yield chunk;
+  }
+  const found = `sha256:${hash.digest("hex")}`;
+  if (found !== digest) throw new BerthError("digest_mismatch", `The blob ${digest} came as ${found}.`);
+}

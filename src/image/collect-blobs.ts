@@ -1,0 +1,32 @@
+import type { ClusterStore } from "./blobs.ts";
+
+/** What the database knows of blobs. */
+export interface BlobRecords {
+  /** The digests that some row needs. */
+  needed: () => Promise<Set<string>>;
+  /** Records which of the store's blobs no row needs; returns those that nobody can count on any longer. */
+  recordUnneeded: (digests: readonly string[]) => Promise<string[]>;
+  /** Calls `remove` unless the blob has been claimed meanwhile; whether it did. */
+  removeUnneeded: (digest: string, remove: () => Promise<void>) => Promise<boolean>;
+}
+
+/** What a writer that died left goes after this time, as do copies of what is kept elsewhere. */
+const leftoverMs = 60 * 60 * 1000;
+
+/**
+ * Removes blobs that no row needs, in two rounds: a blob is first recorded as unneeded, and removed by a later round when
+ * nobody has claimed it since and no job runs that may have found it before. Any number of these may run at once, beside
+ * any jobs. Returns how many were removed.
+ */
+export async function collectBlobs(store: ClusterStore, records: BlobRecords): Promise<number> {
+  await store.tidy(leftoverMs);
+  // Before the list: a blob that is stored meanwhile may be listed, and is then recorded at most.
+  const needed = await records.needed();
+  const unneeded: string[] = [];
+  for await (const digest of store.list()) if (!needed.has(digest)) unneeded.push(digest);
+  let removed = 0;
+  for (const digest of await records.recordUnneeded(unneeded)) {
+    if (await records.removeUnneeded(digest, () => store.delete(digest))) removed++;
+  }
+  return removed;
+}

@@ -1,0 +1,74 @@
+import type { IncomingMessage } from "node:http";
+import type { Readable } from "node:stream";
+import { BerthError } from "../core/errors.ts";
+import type { ByteRange, StoredBlob } from "./blobs.ts";
+import { readBody } from "./http.ts";
+import { type Retry, Transient } from "./retry.ts";
+
+/** A blob to send; `open` gives its bytes from `start` to `end`, both included, and may be called again. */
+export interface OutgoingBlob extends StoredBlob {
+  open: (range: ByteRange) => Promise<Readable>;
+}
+
+/** Where blobs are kept on other machines: reached by HTTP, which breaks. What passes by itself is tried again here. */
+export interface FarBlobs {
+  /** Bytes of a blob; null when it is not there. @throws BerthError `blob_store_error` */
+  size(digest: string): Promise<number | null>;
+  /** One attempt at a blob's bytes, from `start` on; null: it is not there. @throws BerthError, or `Transient` */
+  read(digest: string, range: ByteRange, signal: AbortSignal): Promise<IncomingMessage | null>;
+  /** Stores a blob that was verified. @throws BerthError `blob_store_error`, `disk_full` */
+  send(blob: OutgoingBlob): Promise<void>;
+}
+
+/** A failure that may pass. `what` completes "The blob store …". */
+export function passing(what: string, cause?: unknown): Transient {
+  return new Transient(new BerthError("blob_store_error", `The blob store ${what}.`, { cause }));
+}
+
+/** A network's error as one that may pass; what is ours stays as it is. */
+export function passingUnlessOurs(error: unknown, signal: AbortSignal): unknown {
+  if (signal.aborted || error instanceof BerthError || error instanceof Transient) return error;
+  const why = error instanceof Error ? error.message : String(error);
+  return passing(`can't be reached: ${why}`, error);
+}
+
+/** The text of an answer that is no success; nothing of it when it is long or breaks off. */
+export async function answeredText(response: IncomingMessage): Promise<string> {
+  const bytes = await readBody(response, 64 << 10).catch(() => null);
+  response.destroy();
+  return bytes?.toString("utf8") ?? "";
+}
+
+/**
+ * The blob's bytes; where the connection breaks off they are asked for from there. `first` is the answer to `range`.
+ * @throws BerthError `blob_store_error` when it breaks off too often without any progress; the signal's reason
+ */
+export async function* resumed(
+  far: FarBlobs,
+  digest: string,
+  range: ByteRange,
+  first: IncomingMessage,
+  retry: Retry,
+  signal: AbortSignal,
+): AsyncGenerator<Buffer, void, undefined> {
+  let at = range.start;
+  const end = at + Number(first.headers["content-length"]);
+  let response: IncomingMessage | null = first;
+  for (let failures = 0; at < end; ) {
+    try {
+      response ??= await far.read(digest, { ...range, start: at }, signal);
+      if (response === null) throw new BerthError("not_found", `There is no blob ${digest} any more.`);
+      for await (const chunk of response as AsyncIterable<Buffer>) {
+        at += chunk.length;
+        failures = 0;
+        yield chunk;
+      }
+      if (at < end) throw passing("broke off a transfer");
+    } catch (error) {
+      await retry.wait(passingUnlessOurs(error, signal), ++failures, signal);
+    } finally {
+      response?.destroy();
+      response = null;
+    }
+  }
+}

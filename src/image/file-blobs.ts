@@ -1,0 +1,188 @@
+import { randomUUID } from "node:crypto";
+import { constants, type Stats } from "node:fs";
+import { chmod, chown, type FileHandle, mkdir, open, readdir, rm, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import type { Readable } from "node:stream";
+import { BerthError } from "../core/errors.ts";
+import { digestPattern } from "../core/reference.ts";
+import type { ByteRange, Claim, ClusterStore, IncomingBlob, PutExpectation, StoredBlob } from "./blobs.ts";
+import { digestHex } from "./digest.ts";
+import { IncomingFile } from "./incoming-file.ts";
+
+const chunk = 1 << 20;
+
+/**
+ * Blobs in a directory: `sha256/<hex>`, and `tmp/` for what is being written. The unprivileged API owns the directory and
+ * the root worker uses it too: what root writes is given to the directory's owner, and nothing in it is followed when it
+ * is a symlink.
+ */
+export class FileBlobs implements ClusterStore {
+  readonly #blobs: string;
+  readonly #uploads: string;
+  readonly #claim: Claim;
+  #owner: Stats | null = null;
+
+  constructor(directory: string, claim: Claim = () => Promise.resolve()) {
+    this.#blobs = join(directory, "sha256");
+    this.#uploads = join(directory, "tmp");
+    this.#claim = claim;
+  }
+
+  async size(digest: string): Promise<number | null> {
+    await this.#claim(digest);
+    const file = await openBlob(this.#path(digest));
+    if (file === null) return null;
+    try {
+      return (await file.stat()).size;
+    } finally {
+      await file.close();
+    }
+  }
+
+  async open(digest: string, range?: ByteRange): Promise<Readable> {
+    const file = await openBlob(this.#path(digest));
+    if (file === null) throw new BerthError("not_found", `There is no blob ${digest}.`);
+    return file.createReadStream({ highWaterMark: chunk, ...range });
+  }
+
+  async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {
+    const incoming = await this.#begin();
+    try {
+      await incoming.append(source, expect.maxBytes);
+      return await this.#keep(incoming, expect);
+    } finally {
+      await incoming.close();
+    }
+  }
+
+  async received(blob: Pick<IncomingBlob, "digest" | "sender">): Promise<number> {
+    return (await stat(this.#partOf(blob)).catch(() => null))?.size ?? 0;
+  }
+
+  /** What came before is copied to a file of this attempt's own: an earlier one may still write to the old. */
+  async receive(source: AsyncIterable<Uint8Array>, blob: IncomingBlob): Promise<void> {
+    const { digest, sizeBytes, start } = blob;
+    const part = this.#partOf(blob);
+    const incoming = await this.#begin();
+    try {
+      const before = start === 0 ? null : await openBlob(part);
+      if (before !== null) {
+        await incoming.append(before.createReadStream({ highWaterMark: chunk, end: start - 1 }), start);
+      }
+      if (incoming.bytes < start) {
+        throw new BerthError("invalid_state", `Of ${digest} ${incoming.bytes} bytes are here, and not ${start}.`);
+      }
+      try {
+        await incoming.append(source, sizeBytes);
+        if (incoming.bytes < sizeBytes) throw new BerthError("invalid_request", "The content ended early.");
+      } catch (error) {
+        if (incoming.bytes > start)
+          await incoming.sync().then(
+            () => incoming.moveTo(part),
+            () => undefined,
+          );
+        throw error;
+      }
+      // Whole and wrong, it is nothing to go on with.
+      await rm(part, { force: true });
+      await this.#keep(incoming, { digest });
+    } finally {
+      await incoming.close();
+    }
+  }
+
+  readElsewhere(): Promise<null> {
+    return Promise.resolve(null);
+  }
+
+  writeElsewhere(): Promise<null> {
+    return Promise.resolve(null);
+  }
+
+  async delete(digest: string): Promise<void> {
+    await rm(this.#path(digest), { force: true });
+  }
+
+  async *list(): AsyncGenerator<string, void> {
+    await this.#prepare();
+    for (const name of await readdir(this.#blobs)) {
+      const digest = `sha256:${name}`;
+      if (digestPattern.test(digest)) yield digest;
+    }
+  }
+
+  async tidy(olderThanMs: number): Promise<void> {
+    await this.#prepare();
+    await removeOld(this.#uploads, olderThanMs);
+  }
+
+  /** Removes blobs that were stored so long ago. */
+  async deleteOlder(olderThanMs: number): Promise<void> {
+    await this.#prepare();
+    await removeOld(this.#blobs, olderThanMs);
+  }
+
+  #path(digest: string): string {
+    return join(this.#blobs, digestHex(digest));
+  }
+
+  #partOf({ digest, sender }: Pick<IncomingBlob, "digest" | "sender">): string {
+    if (!/^\w{1,64}$/.test(sender)) throw new Error("a sender's name has letters that a file's may not have");
+    return join(this.#uploads, `${digestHex(digest)}.${sender}`);
+  }
+
+  async #begin(): Promise<IncomingFile> {
+    const owner = await this.#prepare();
+    return IncomingFile.create(join(this.#uploads, randomUUID()), process.getuid?.() === 0 ? owner : undefined);
+  }
+
+  async #keep(incoming: IncomingFile, expect: Pick<PutExpectation, "digest" | "confirm">): Promise<StoredBlob> {
+    const digest = incoming.finish(expect.digest);
+    await Promise.all([incoming.sync(), this.#claim(digest), expect.confirm?.()]);
+    await incoming.moveTo(this.#path(digest));
+    await syncDirectory(this.#blobs);
+    return { digest, sizeBytes: incoming.bytes };
+  }
+
+  /** Makes the directories when they are missing. Returns the owner of the store. */
+  async #prepare(): Promise<Stats> {
+    if (this.#owner !== null) return this.#owner;
+    await mkdir(dirname(this.#blobs), { recursive: true });
+    const owner = await stat(dirname(this.#blobs));
+    for (const directory of [this.#blobs, this.#uploads]) {
+      const made = await mkdir(directory, { recursive: true });
+      if (made === undefined) continue;
+      await chmod(directory, 0o750);
+      if (process.getuid?.() === 0) await chown(directory, owner.uid, owner.gid);
+    }
+    this.#owner = owner;
+    return owner;
+  }
+}
+
+async function openBlob(path: string): Promise<FileHandle | null> {
+  try {
+    return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
+    throw error;
+  }
+}
+
+async function removeOld(directory: string, olderThanMs: number): Promise<void> {
+  for (const name of await readdir(directory)) {
+    const path = join(directory, name);
+    const written = await stat(path).catch(() => null);
+    if (written !== null && Date.now() - written.mtimeMs > olderThanMs) await rm(path, { force: true });
+  }
+}
+
+/** Renames are durable once their directory is. */
+export async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, "r");
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}

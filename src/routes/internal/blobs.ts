@@ -1,0 +1,93 @@
+import { Readable } from "node:stream";
+import { z } from "@hono/zod-openapi";
+import { BerthError } from "../../core/errors.ts";
+import { digestPattern } from "../../core/reference.ts";
+import type { ByteRange } from "../../image/blobs.ts";
+import type { InternalApp, InternalServices } from "./app.ts";
+
+/** As much as the largest layer may have before compression (image/layer-limits.ts), and a little. */
+const maxBlobBytes = 33 * 2 ** 30;
+
+const Offer = z.strictObject({ sizeBytes: z.int().min(0).max(maxBlobBytes) });
+
+const path = "/internal/blobs/:digest";
+
+/**
+ * The cluster's blobs, by digest, for hosts. A host may read any blob: which images it is to run changes all the time, and
+ * it could place what it likes into those that it builds anyway.
+ *
+ * - `HEAD`, `GET` with `Range`: 307 to the bucket, where the store is one.
+ * - `POST { sizeBytes }`, before sending: `{ state: "present" }`; `{ state: "upload", offset }`, to go on from there with PUT;
+ *   or `{ state: "elsewhere", url, headers }`, to PUT it there.
+ * - `PUT` with `Content-Range`: what arrives stays when the connection breaks.
+ */
+export function addBlobs(app: InternalApp, { blobs }: InternalServices): void {
+  app.get(path, async (c) => {
+    const digest = parseDigest(c.req.param("digest"));
+    const size = await blobs.size(digest);
+    if (size === null) throw new BerthError("not_found", `There is no blob ${digest}.`);
+    const common = { "accept-ranges": "bytes", "content-type": "application/octet-stream" };
+    // hono answers HEAD by what GET answers.
+    if (c.req.method === "HEAD") return c.body(null, 200, { ...common, "content-length": String(size) });
+    const elsewhere = await blobs.readElsewhere(digest);
+    if (elsewhere !== null) return c.redirect(elsewhere.url.href, 307);
+    const range = parseRange(c.req.header("range"));
+    if (range !== null && range.start >= size) {
+      c.header("content-range", `bytes */${size}`);
+      throw new BerthError("range_not_satisfiable", `The blob ${digest} has ${size} bytes.`);
+    }
+    const start = range?.start ?? 0;
+    const end = Math.min(range?.end ?? size - 1, size - 1);
+    const stream = await blobs.open(digest, range === null ? undefined : { start, end });
+    const headers = { ...common, "content-length": String(end - start + 1) };
+    const body = Readable.toWeb(stream) as ReadableStream;
+    if (range === null) return c.body(body, 200, headers);
+    return c.body(body, 206, { ...headers, "content-range": `bytes ${start}-${end}/${size}` });
+  });
+
+  app.post(path, async (c) => {
+    const digest = parseDigest(c.req.param("digest"));
+    const offer = Offer.safeParse(await c.req.json());
+    if (!offer.success) throw new BerthError("invalid_request", z.prettifyError(offer.error));
+    const { sizeBytes } = offer.data;
+    if ((await blobs.size(digest)) !== null) return c.json({ state: "present" });
+    const elsewhere = await blobs.writeElsewhere({ digest, sizeBytes });
+    if (elsewhere !== null) return c.json({ state: "elsewhere", ...elsewhere });
+    const received = await blobs.received({ digest, sender: c.var.hostId });
+    return c.json({ state: "upload", offset: received < sizeBytes ? received : 0 });
+  });
+
+  app.put(path, async (c) => {
+    const digest = parseDigest(c.req.param("digest"));
+    const { start, sizeBytes } = parseContentRange(c.req.header("content-range"), c.req.header("content-length"));
+    const { body } = c.req.raw;
+    const source = body === null ? Readable.from([]) : Readable.fromWeb(body);
+    await blobs.receive(source, { digest, sizeBytes, start, sender: c.var.hostId });
+    return c.json({ digest, sizeBytes }, 201);
+  });
+}
+
+function parseDigest(text: string): string {
+  if (digestPattern.test(text)) return text;
+  throw new BerthError("invalid_reference", `${JSON.stringify(text.slice(0, 100))} is not a sha256 digest.`);
+}
+
+/** One range of bytes (RFC 9110, section 14.2); anything else is as no range at all, which a server may always do. */
+function parseRange(header: string | undefined): ByteRange | null {
+  const [, first, last] = /^bytes=(\d{1,15})-(\d{1,15})?$/.exec(header ?? "") ?? [];
+  if (first === undefined) return null;
+  if (last === undefined) return { start: Number(first) };
+  return Number(last) < Number(first) ? null : { start: Number(first), end: Number(last) };
+}
+
+/** Where what is sent begins, and how much it makes in all; without the header it is everything. */
+function parseContentRange(
+  range: string | undefined,
+  length: string | undefined,
+): { start: number; sizeBytes: number } {
+  const whole = range === undefined && length !== undefined ? [, 0, Number(length) - 1, Number(length)] : null;
+  const [, start = NaN, end = NaN, sizeBytes = NaN] =
+    whole ?? (/^bytes (\d{1,15})-(\d{1,15})\/(\d{1,15})$/.exec(range ?? "") ?? []).map(Number);
+  if (start <= end + 1 && end + 1 === sizeBytes && sizeBytes <= maxBlobBytes) return { start, sizeBytes };
+  throw new BerthError("invalid_request", "Send Content-Range: bytes START-LAST/SIZE, up to the blob's last byte.");
+}
