@@ -52,6 +52,7 @@ const codes = {
   invalid_user: [400, "The user does not exist in the image", false],
   start_failed: [500, "The container could not be started", true],
   monitor_lost: [500, "The container's monitor is gone, so its end is unknown", true],
+  host_lost: [503, "The host has not been heard of lately", true],
   host_rebooted: [500, "The host was restarted", true],
   // Of deployments.
   container_ended: [400, "The new container ended before it served", false],

@@ -64,12 +64,18 @@ function view(sql: Sql, where: Fragment): Fragment {
           else c.status
         end as status,
         c.host_id as "hostId", h.address as "hostAddress", c.ip_address as "ipAddress", c.exit_code as "exitCode",
-        c.reason, c.detail, c.oom_killed as "oomKilled", c.restart_count as "restartCount", c.health,
+        case when l.lost then 'host_lost' else c.reason end as reason,
+        case when l.lost then format('The host %s has not been heard of lately: what the container does is not known.', h.name)
+          else c.detail end as detail,
+        c.oom_killed as "oomKilled", c.restart_count as "restartCount", c.health,
         (select coalesce(json_agg(json_build_object('id', p.id, 'containerPort', p.container_port, 'hostPort', p.host_port,
             'protocol', p.protocol, 'hostAddress', host(p.host_address), 'status', p.status) order by p.created_at, p.id), '[]')
           from ports p where p.container_id = c.id) as ports,
         c.created_at as "createdAt", c.started_at as "startedAt", c.finished_at as "finishedAt"
-      from containers c join hosts h on h.id = c.host_id where ${where}) v`;
+      from containers c join hosts h on h.id = c.host_id
+        cross join lateral (select berth_host_state(h) = 'lost'
+          and (c.status in ('starting', 'running', 'paused', 'restarting', 'stopping') or c.wanted_rev <> c.seen_rev) as lost) l
+      where ${where}) v`;
 }
 
 const containerRow = (raw: Raw): ContainerRow => ({

@@ -17,9 +17,10 @@ import {
   writeSeen,
 } from "../db/inbox.ts";
 import { isDatabaseAway } from "../db/scope.ts";
+import { nothingMoved } from "../image/transfer.ts";
 import { armFailpoint, type ReachFailpoint } from "../isolation/failpoint.ts";
 import { HealthChecks } from "./health.ts";
-import { ensureImage, ensureLayers } from "./images.ts";
+import { ensureImage, ensureLayers, type HeldImage } from "./images.ts";
 import { Inbox } from "./inbox.ts";
 import { containerTemplate } from "./sandbox-spec.ts";
 import type { Services } from "./services.ts";
@@ -258,7 +259,7 @@ export class Converger {
     try {
       if (seen.state !== "absent") await sandboxes.release(id);
       this.#stops.delete(id);
-      const image = await this.#image(container, drive, begun);
+      const { image, moved } = await this.#image(container, drive, begun);
       const template = containerTemplate(container, image, await this.#services.layers.lowers(image.layers));
       const slot = container.slot ?? this.#unrecorded.get(id) ?? sandboxes.takeSlot(template);
       this.#unrecorded.set(id, slot);
@@ -288,6 +289,7 @@ export class Converger {
           ...(container.signals.length > 0 ? {} : { seenRev: container.wantedRev }),
         },
         "container.started",
+        { ...moved },
       );
       this.#reach("converge.running");
       await this.#writePorts(container, { active: wanted.map((port) => port.id) });
@@ -314,19 +316,21 @@ export class Converger {
     }
   }
 
-  /** The container's image with all layers on this host; shows `starting` first when that may take a while. */
-  async #image(container: InboxContainer, drive: Drive, begun: SeenPatch): Promise<Image> {
+  /**
+   * The container's image with all layers on this host, and what was moved to get there; shows `starting` first when that
+   * may take a while.
+   */
+  async #image(container: InboxContainer, drive: Drive, begun: SeenPatch): Promise<HeldImage> {
     const { layers } = this.#services;
     const { image, spec, run } = container;
     const again = spec.pull === "always" && run === 0;
     if (image !== null && !again) {
       const here = await Promise.all(image.layers.map((layer) => layers.has(layer.diffId)));
-      if (!here.includes(false)) return image;
+      if (!here.includes(false)) return { image, moved: nothingMoved(here.length) };
     }
     await this.#write(container, { status: "starting", ...(begun.run === undefined ? {} : { run: begun.run }) });
     if (image !== null && !again) {
-      await ensureLayers(this.#services, image);
-      return image;
+      return { image, moved: await ensureLayers(this.#services, image) };
     }
     return ensureImage(this.#services, container.projectId, container.imageReference, {
       pull: spec.pull,

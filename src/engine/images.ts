@@ -21,6 +21,12 @@ export interface ImageWish {
   onProgress?: (progress: TransferProgress) => void;
 }
 
+/** An image whose layers are all on this host, and what was moved to get them there. */
+export interface HeldImage {
+  image: Image;
+  moved: TransferCounts;
+}
+
 /**
  * The project's image of that reference with all its layers on this host: its own, or one pulled before, or pulled now.
  * A repository that the project has never means Docker Hub's of the same name.
@@ -31,26 +37,23 @@ export async function ensureImage(
   projectId: string,
   text: string,
   wish: ImageWish,
-): Promise<Image> {
+): Promise<HeldImage> {
   const reference = parseReference(text);
   const { db } = services.connection;
   if (reference.registry === null && (await hasRepository(db, projectId, reference.repository))) {
     const own = await findImage(db, projectId, reference);
     if (own === null)
       throw new BerthError("image_not_found", `The project has no image ${formatReference(reference)}.`);
-    await ensureLayers(services, own);
-    return own;
+    return { image: own, moved: await ensureLayers(services, own) };
   }
   const remote = hubReference(reference);
   const known = wish.pull === "always" ? null : await findImage(db, projectId, remote);
-  if (known !== null) {
-    await ensureLayers(services, known);
-    return known;
-  }
+  if (known !== null) return { image: known, moved: await ensureLayers(services, known) };
   if (wish.pull === "never") {
     throw new BerthError("image_not_found", `The project has no image ${formatReference(remote)}, and pulling is off.`);
   }
-  return (await pullAndRecord(services, projectId, remote, wish)).image;
+  const { image, ...moved } = await pullAndRecord(services, projectId, remote, wish);
+  return { image, moved };
 }
 
 /** Pulls what is missing of an image from its registry and records it in the project. */
@@ -81,7 +84,18 @@ export async function pullAndRecord(
   return { image, layersTransferred, layersSkipped, bytesTransferred };
 }
 
-/** Makes sure that every layer of a known image is mounted from this host's cache, from the blob store when it is not. */
-export async function ensureLayers(services: Services, image: Image): Promise<void> {
-  await Promise.all(image.layers.map((layer) => services.layers.ensure(layer)));
+/**
+ * Makes sure that every layer of a known image is in this host's cache, from the blob store when it is not; what was moved
+ * for it. An image may list a layer (such as the empty one) several times.
+ */
+export async function ensureLayers({ layers }: Services, image: Image): Promise<TransferCounts> {
+  const distinct = [...new Map(image.layers.map((layer) => [layer.diffId, layer])).values()];
+  const lacking = await Promise.all(distinct.map(async (layer) => ((await layers.has(layer.diffId)) ? [] : [layer])));
+  const missing = lacking.flat();
+  await Promise.all(missing.map((layer) => layers.ensure(layer)));
+  return {
+    layersTransferred: missing.length,
+    layersSkipped: distinct.length - missing.length,
+    bytesTransferred: missing.reduce((sum, layer) => sum + layer.sizeBytes, 0),
+  };
 }

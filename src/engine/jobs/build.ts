@@ -13,12 +13,14 @@ import {
 } from "../../db/build-runs.ts";
 import { holdsJob } from "../../db/leases.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
+import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
 import { RootView } from "../build/root-view.ts";
 import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
+import { credentials } from "./transfer.ts";
 
 /** Where builds keep what lives as long as they do; a worker that begins removes what an earlier one left. */
 export function buildScratch(dataDir: string): string {
@@ -29,9 +31,12 @@ export function buildScratch(dataDir: string): string {
 export const build: JobHandler = async (job, services, signal) => {
   const { connection, config, blobs, layers, sandboxes } = services;
   const { db } = connection;
+  const reach = armFailpoint(config.failpoint);
   const begun = await beginBuild(db, job);
   if (begun === null) throw new BerthError("not_found", "The build is gone.");
+  reach("build.begun");
   const { id: buildId, request, nextSeq } = begun;
+  const gitAuth = await credentials(job, services);
   const { limits } = request;
   const references = request.tags.map(parseReference);
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
@@ -45,17 +50,24 @@ export const build: JobHandler = async (job, services, signal) => {
     sandboxes,
     cache: {
       find: (key) => findCachedStep(db, job.projectId, key),
-      keep: (key, result) => keepCachedStep(db, job, key, result),
+      keep: async (key, result) => {
+        reach("build.stepped");
+        await keepCachedStep(db, job, key, result);
+        reach("build.kept");
+      },
     },
-    image: ({ reference, platform }, abort) =>
-      ensureImage(services, job.projectId, reference, {
+    image: async ({ reference, platform }, abort) => {
+      const { image } = await ensureImage(services, job.projectId, reference, {
         pull: request.pull ? "always" : "missing",
         platform: formatPlatform(platform),
         signal: abort,
         held: (tx) => holdsJob(tx, job),
-      }),
+      });
+      return image;
+    },
     withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
     outbound: new OutboundPolicy(config.outboundAllow),
+    gitAuth,
     fetched: async (source) => {
       if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
     },
@@ -76,6 +88,7 @@ export const build: JobHandler = async (job, services, signal) => {
     if (!(await recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references))) {
       throw new BerthError("unavailable", "The lease is lost.");
     }
+    reach("build.recorded");
     return { digest: image.digest, tags: request.tags };
   } catch (error) {
     report.line(0, "info", `#0 ${error instanceof BerthError ? error.message : "Something went wrong inside Berth."}`);
