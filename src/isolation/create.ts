@@ -9,7 +9,8 @@ import { writeNote } from "./notes.ts";
 import type { Parts } from "./parts.ts";
 import { hostFiles } from "./plan/files.ts";
 import { cgroupPath } from "./plan/layout.ts";
-import { type Protection, runtimeSpec } from "./plan/spec.ts";
+import type { Protection } from "./plan/protection.ts";
+import { runtimeSpec } from "./plan/spec.ts";
 import type { Prepared } from "./prepare.ts";
 import { type SandboxTemplate, templateKey } from "./sandbox-spec.ts";
 

@@ -12,7 +12,7 @@ import { Exits } from "./exits.ts";
 import { readOwner, readRun } from "./notes.ts";
 import { closeParts, openParts, type Parts, type SandboxConfig } from "./parts.ts";
 import { cgroupPath, layout } from "./plan/layout.ts";
-import type { Protection } from "./plan/spec.ts";
+import type { Protection } from "./plan/protection.ts";
 import { probeSlot, type SandboxState } from "./probe.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
 import type { SandboxSpec, SandboxTemplate } from "./sandbox-spec.ts";

@@ -3,7 +3,7 @@ import type { Log } from "../log.ts";
 import { type Created, createSandbox } from "./create.ts";
 import type { Parts } from "./parts.ts";
 import { usableSlots } from "./plan/layout.ts";
-import type { Protection } from "./plan/spec.ts";
+import type { Protection } from "./plan/protection.ts";
 import { Pool, type Waiting } from "./pool.ts";
 import { changeDisk, discardPrepared, type Prepared, prepareSlot } from "./prepare.ts";
 import { releaseSlot, removeDisk } from "./release.ts";

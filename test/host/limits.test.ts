@@ -1,11 +1,11 @@
 import { statSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Protection } from "../../src/isolation/plan/spec.ts";
+import type { Protection } from "../../src/isolation/plan/protection.ts";
 import { leftovers } from "../support/leftovers.ts";
 import { makePerlLayer } from "../support/perl-layer.ts";
 import { readLog, TestHost, type Wish } from "../support/sandboxes.ts";
 
-// What a container may use, tried from inside; and that the same goes through when the one limit is off.
+// What a container may use, tried from inside. That the same goes through without the limit: controls.test.ts.
 
 const MiB = 2 ** 20;
 
@@ -40,11 +40,6 @@ describe("memory", () => {
     expect(open.out).toBe("100000000");
     expect(open.end).toMatchObject({ exitCode: 0, oomKilled: false });
   });
-  test("files in memory count, and there is no swap to escape to", async () => {
-    const script = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=50 2>/dev/null && echo filled";
-    expect((await shell(script, { limits: { memory: 32 * MiB } })).out).not.toContain("filled");
-    expect((await shell(script, { limits: { memory: 32 * MiB } }, ["memory"])).out).toContain("filled");
-  });
   test("/dev/shm has a size of its own", async () => {
     const { out } = await shell("dd if=/dev/zero of=/dev/shm/fill bs=1M count=100; stat -c %s /dev/shm/fill", {
       limits: { memory: 256 * MiB },
@@ -54,21 +49,9 @@ describe("memory", () => {
   });
 });
 
-test("cpu: what exceeds the quota waits", async () => {
-  // Throttling is counted, so it shows on a busy machine as well.
-  const script =
-    "/usr/bin/perl -e '1 while times < 0.5'; cat /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat 2>/dev/null | grep nr_throttled";
-  const throttled = ({ out }: { out: string }) => Number(/nr_throttled (\d+)/.exec(out)?.[1]);
-  expect(throttled(await shell(script, { limits: { cpus: 0.2 } }))).toBeGreaterThan(10);
-  expect(throttled(await shell(script, { limits: { cpus: 0.2 } }, ["cpu"]))).toBe(0);
-});
-
 test("pids: a fork bomb ends at the limit, and hurts nobody else", async () => {
   const bomb = "for i in $(seq 50); do sleep 100 & done; echo $(($(ls -d /proc/[0-9]* | wc -l)))";
-  const limited = await shell(bomb, { limits: { pids: 20 } });
-  expect(limited.out).toContain("can't fork");
-  const open = await shell(bomb, { limits: { pids: 20 } }, ["pids"]);
-  expect(Number(open.out)).toBeGreaterThan(50);
+  expect((await shell(bomb, { limits: { pids: 20 } })).out).toContain("can't fork");
   const worker = await host.worker();
   const spec = await host.start({
     process: { args: ["/bin/sh", "-c", "f() { f | f & }; f; sleep 100"] },

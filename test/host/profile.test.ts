@@ -10,11 +10,11 @@ import {
   writeFileSync,
 } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Protection } from "../../src/isolation/plan/spec.ts";
+import type { Protection } from "../../src/isolation/plan/protection.ts";
 import { makePerlLayer, systemCall } from "../support/perl-layer.ts";
 import { TestHost, type Wish } from "../support/sandboxes.ts";
 
-// What a container can't do, seen from inside; and that each probe succeeds when the one protection is off.
+// The profile of a container, seen from inside. That each of its protections matters: controls.test.ts.
 
 const EPERM = 1;
 const ENOSYS = 38;
@@ -130,16 +130,6 @@ describe("capabilities", () => {
     expect(await inside("chroot / true; echo $?")).toMatch(/Operation not permitted\n1$/);
     expect(await inside("chroot / true; echo $?", [], { profile: "build" })).toBe("0");
   });
-  test("network administration is refused", async () => {
-    expect(await inside("ip link set lo down; echo $?")).toMatch(/not permitted\n[12]$/);
-    expect(await inside("ip link set lo down; echo $?", ["capabilities"])).toBe("0");
-  });
-});
-
-test("no_new_privs: a set-user-id program gains nothing", async () => {
-  const script = "/usr/bin/setuid-perl -e 'print $>'";
-  expect(await inside(script, [], { process: { user: "app" } })).toBe("1000");
-  expect(await inside(script, ["noNewPrivileges"], { process: { user: "app" } })).toBe("0");
 });
 
 describe("seccomp", () => {
@@ -168,22 +158,6 @@ describe("seccomp", () => {
     expect(await call(name, args, ["seccomp"])).toMatch(new RegExp(`^(?:${open})$`));
   });
 
-  test.each([
-    ["bpf", "0, 0, 0"],
-    ["mount", `"none", "/tmp", "tmpfs", 0, 0`],
-    ["perf_event_open", `${zeros}, 0, -1, -1, 0`],
-    ["mknodat", `-100, "/tmp/null", 0020666, 0x103`],
-  ])("refuses %s, as the kernel does by itself", async (name, args) => {
-    expect(await call(name, args)).toBe(String(EPERM));
-  });
-
-  test("mounting takes the filter and the capabilities away to succeed", async () => {
-    const args = `"none", "/tmp", "tmpfs", 0, 0`;
-    expect(await call("mount", args, ["seccomp"])).toBe(String(EPERM));
-    expect(await call("mount", args, ["capabilities"])).toBe(String(EPERM));
-    expect(await call("mount", args, ["capabilities", "seccomp"])).toBe("ok");
-  });
-
   test("a nested user namespace is refused with CAP_SYS_ADMIN too", async () => {
     expect(await call("unshare", newUser, ["capabilities"])).toBe(String(EPERM));
   });
@@ -209,26 +183,7 @@ describe("paths of the kernel", () => {
     expect(await inside("ls /sys/firmware")).toBe("");
     expect(await inside("ls /sys/firmware", ["maskedPaths"])).not.toBe("");
   });
-  test("settings of its own namespaces can't be changed", async () => {
-    const script = "echo 9000 >/proc/sys/kernel/msgmax; cat /proc/sys/kernel/msgmax";
-    expect(await inside(script)).toMatch(/Read-only file system\n8192$/);
-    expect(await inside(script, ["readonlyPaths"])).toBe("9000");
-  });
-  test.each([
-    "/proc/sys/kernel/core_pattern",
-    "/proc/sysrq-trigger",
-    "/proc/sys/kernel/hostname",
-    "/sys/kernel/uevent_helper",
-    "/sys/power/state",
-  ])("%s can't be written", async (path) => {
-    const before = readOrNull(path);
-    expect(await inside(`echo x >${path} && echo written`)).not.toContain("written");
-    expect(readOrNull(path)).toBe(before);
-  });
-  test("cgroups can be read but not changed", async () => {
-    const script =
-      "for d in /sys/fs/cgroup /sys/fs/cgroup/memory; do mkdir $d/mine && echo made; echo 1 >$d/cgroup.procs && echo moved; echo /x >$d/release_agent && echo set; done";
-    expect(await inside(script)).not.toMatch(/made|moved|set$/m);
+  test("cgroups can be read", async () => {
     expect(await inside("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null")).toBe(
       String(64 * 2 ** 20),
     );
@@ -309,11 +264,3 @@ test("the worker holds no more descriptors than before", async () => {
   await expect(host.run(["absent"])).rejects.toThrow();
   await expect.poll(count).toBeLessThanOrEqual(before + 3);
 });
-
-function readOrNull(path: string): string | null {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return null;
-  }
-}

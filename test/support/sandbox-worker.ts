@@ -6,7 +6,7 @@ import { createInterface } from "node:readline";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { ExecRequest } from "../../src/isolation/exec.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
-import type { Protection } from "../../src/isolation/plan/spec.ts";
+import type { Protection } from "../../src/isolation/plan/protection.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { createLog } from "../../src/log.ts";

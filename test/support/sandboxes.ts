@@ -17,7 +17,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
 import type { SandboxConfig } from "../../src/isolation/parts.ts";
-import type { Protection } from "../../src/isolation/plan/spec.ts";
+import type { Protection } from "../../src/isolation/plan/protection.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
@@ -46,12 +46,16 @@ export class TestHost {
     this.#enter = enter;
   }
 
-  static async create(runtime: "crun" | "runc" | null = null): Promise<TestHost> {
+  /** @param within see Enclosure.enter: the namespaces that the worker takes for its host's */
+  static async create(
+    runtime: "crun" | "runc" | null = null,
+    { within = [] }: { within?: string[] } = {},
+  ): Promise<TestHost> {
     const instance = randomBytes(3).toString("hex");
     const dataDir = mkdtempSync(`${tmpdir()}/berth-test-`);
     chmodSync(dataDir, 0o711);
     const config = { instance, dataDir, runDir: `/run/berth/${instance}`, runtime };
-    const host = new TestHost(config, await ensureMountNamespace(config));
+    const host = new TestHost(config, [...within, ...(await ensureMountNamespace(config))]);
     makeBusybox(host.layer);
     return host;
   }

@@ -1,4 +1,5 @@
 import type { Resources } from "../../core/container.ts";
+import type { Protection } from "./protection.ts";
 
 /** OCI runtime spec, config-linux.md, `resources`, as far as Berth uses it. */
 export interface LinuxResources {
@@ -15,13 +16,10 @@ const openFiles = 65_536;
 /** One scheduler period in microseconds; a quota of `cpus` periods per period is `cpus` cores. */
 const period = 100_000;
 
-/** One of a container's limits, to be left out in a test that shows what it prevents. */
-export type Limit = "memory" | "cpu" | "pids" | "devices";
-
 /** The cgroup limits of a container. Memory and swap are equal: no swap, so that one container can't thrash a host. */
 export function cgroupLimits(
   limits: Pick<Resources, "cpus" | "memory" | "pids">,
-  without: ReadonlySet<string> = new Set(),
+  without: ReadonlySet<Protection> = new Set(),
 ): LinuxResources {
   return {
     // Runtimes add what every container may use: null, zero, full, random, urandom, tty, ptmx and pts.
@@ -48,7 +46,8 @@ export interface Rlimit {
  * Per-process limits (setrlimit(2)). A limit above the worker's own hard limit can't be set by a worker that lacks
  * CAP_SYS_RESOURCE, hence `hostOpenFiles`.
  */
-export function processLimits(hostOpenFiles: number): Rlimit[] {
+export function processLimits(hostOpenFiles: number, without: ReadonlySet<Protection> = new Set()): Rlimit[] {
+  if (without.has("rlimits")) return [];
   const files = Math.min(openFiles, hostOpenFiles);
   return [
     { type: "RLIMIT_NOFILE", soft: files, hard: files },

@@ -1,21 +1,9 @@
 import { effectiveCapabilities } from "../../core/capability.ts";
 import type { Resources } from "../../core/container.ts";
-import { cgroupLimits, type Limit, type LinuxResources, processLimits, type Rlimit, shmSize } from "./limits.ts";
+import { cgroupLimits, type LinuxResources, processLimits, type Rlimit, shmSize } from "./limits.ts";
+import type { Protection } from "./protection.ts";
 import type { SeccompProfile } from "./seccomp.ts";
 import { idCount, type User } from "./user.ts";
-
-/** One protection of the profile. A test leaves it out to show what it prevents; nothing else ever does. */
-export type Protection =
-  | Limit
-  | "pid"
-  | "ipc"
-  | "uts"
-  | "cgroup"
-  | "capabilities"
-  | "noNewPrivileges"
-  | "seccomp"
-  | "maskedPaths"
-  | "readonlyPaths";
 
 /** All that a runtime's config is made of. Paths are absolute, on the host. */
 export interface SpecInput {
@@ -84,6 +72,9 @@ export interface RuntimeSpec {
   };
 }
 
+/** The first two are joined, the others made. */
+const namespaces = ["user", "network", "mount", "pid", "ipc", "uts", "cgroup"] as const;
+
 const maskedPaths = [
   "/proc/acpi",
   "/proc/asound",
@@ -99,7 +90,14 @@ const maskedPaths = [
   "/sys/firmware",
 ];
 
-const readonlyPaths = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"];
+/**
+ * Bound over themselves read-only. Not /sys/fs/cgroup, which is mounted read-only: over version 1's hierarchies such a
+ * bind would lay writable ones.
+ */
+const readonlyPaths = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/** Capabilities that no container gets, and that calls which the filter refuses ask for as well. */
+const withheld = ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN", "NET_RAW", "MKNOD", "BPF", "PERFMON"];
 
 /** Of two candidates the out-of-memory killer takes the tenant's process, not the worker or the database. */
 const oomScoreAdj = 300;
@@ -127,14 +125,11 @@ export function runtimeSpec(input: SpecInput, without: ReadonlySet<Protection> =
     // crun takes the filter compiled: 1 ms instead of 13.
     annotations: filter !== null && crun ? { "run.oci.seccomp_bpf_data": filter.bpf } : {},
     linux: {
-      namespaces: [
-        { type: "user", path: input.namespaces.user },
-        { type: "network", path: input.namespaces.network },
-        { type: "mount" },
-        ...(["pid", "ipc", "uts", "cgroup"] as const).filter((type) => !without.has(type)).map((type) => ({ type })),
-      ],
+      namespaces: namespaces
+        .filter((type) => !without.has(type))
+        .map((type) => (type === "user" || type === "network" ? { type, path: input.namespaces[type] } : { type })),
       // runc wants to be told what the namespace that it joins says already.
-      ...(!crun && { uidMappings: ids, gidMappings: ids }),
+      ...(!crun && !without.has("user") && { uidMappings: ids, gidMappings: ids }),
       cgroupsPath: input.cgroup,
       resources: cgroupLimits(input.limits, without),
       ...(filter !== null && !crun && { seccomp: filter.profile }),
@@ -151,7 +146,7 @@ export function processSpec(
 ): ProcessSpec {
   const { user, env } = input.process;
   const builds = input.profile === "build" ? ["SETFCAP", "SYS_CHROOT"] : [];
-  const granted = without.has("capabilities") ? ["SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN", "NET_RAW", "MKNOD"] : [];
+  const granted = without.has("capabilities") ? withheld : [];
   const capabilities = [
     ...effectiveCapabilities({ add: [...input.capabilities.add, ...builds], drop: input.capabilities.drop }),
     ...granted,
@@ -170,7 +165,7 @@ export function processSpec(
       inheritable: [],
       ambient: [],
     },
-    rlimits: processLimits(input.hostOpenFiles),
+    rlimits: processLimits(input.hostOpenFiles, without),
     noNewPrivileges: !without.has("noNewPrivileges"),
     oomScoreAdj,
   };
@@ -182,6 +177,7 @@ function withDefault(env: readonly string[], name: string, value: string): reado
 }
 
 function mounts(hostFiles: string, readOnly: boolean, without: ReadonlySet<Protection>): Mount[] {
+  const kernel = without.has("readonlyMounts") ? "rw" : "ro";
   const special = (destination: string, type: string, ...options: string[]): Mount => ({
     destination,
     type,
@@ -202,8 +198,8 @@ function mounts(hostFiles: string, readOnly: boolean, without: ReadonlySet<Prote
     special("/dev/pts", "devpts", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
     special("/dev/shm", "tmpfs", "nodev", "mode=1777", `size=${String(shmSize)}`),
     ...(without.has("ipc") ? [] : [special("/dev/mqueue", "mqueue", "nodev")]),
-    special("/sys", "sysfs", "nodev", "ro"),
-    special("/sys/fs/cgroup", "cgroup", "nodev", "relatime", "ro"),
+    special("/sys", "sysfs", "nodev", kernel),
+    special("/sys/fs/cgroup", "cgroup", "nodev", "relatime", kernel),
     ...["hosts", "resolv.conf", "hostname"].map((name) => ({
       destination: `/etc/${name}`,
       type: "bind",
