@@ -1,0 +1,222 @@
+import { createHash, randomBytes } from "node:crypto";
+import { get as httpGet } from "node:http";
+import { Readable } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import type { DeployTemplate } from "../../src/core/deploy.ts";
+import { newId } from "../../src/core/ids.ts";
+import { transact } from "../../src/db/scope.ts";
+import { buildHead } from "../../src/db/source-builds.ts";
+import { writeTar } from "../../src/image/tar-write.ts";
+import { Deploy, deployTemplate } from "../../src/routes/container-template.ts";
+import { DrivenHost } from "../support/driven-host.ts";
+import { collect, entry } from "../support/image.ts";
+
+// A source's builds become one container after the other behind the same port, while clients keep connecting to it.
+
+interface Deployment {
+  id: string;
+  jobId: string;
+  status: string;
+  containerId: string | null;
+  previousContainerId: string | null;
+  reason: string | null;
+  detail: string | null;
+  ports: { hostPort: number; status: string }[];
+}
+interface Container {
+  id: string;
+  name: string;
+  status: string;
+  health: string | null;
+}
+
+const firstPort = 21_100;
+let host: DrivenHost;
+
+beforeAll(async () => {
+  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort);
+  await host.start();
+  await host.buildBusybox("box:1");
+});
+afterAll(() => host.destroy());
+
+const serve = (text: string) => `mkdir -p /www; echo ${text} > /www/index.html; exec httpd -f -p 8080 -h /www`;
+
+/** A source of the test that is built by what a push would build. */
+async function source(name: string, deploy: Partial<Parameters<typeof Deploy.parse>[0] & object> = {}) {
+  const id = newId("source");
+  const template: DeployTemplate = deployTemplate(Deploy.parse({ ports: [{ containerPort: 8080 }], ...deploy }));
+  await host.api.database.owner`
+    insert into sources (id, project_id, name, provider, build, deploy, secret_sealed)
+    values (${id}, ${host.project.id}, ${name}, 'berth', '{}', ${JSON.stringify(template)}::text::jsonb, '')`;
+  /** Builds a version that runs this shell script, and returns its build's id. */
+  const build = async (script: string): Promise<string> => {
+    const dockerfile = `FROM box:1\nENV VERSION=${randomBytes(4).toString("hex")}\nCMD ["/bin/sh", "-c", ${JSON.stringify(script)}]\n`;
+    const tar = await collect(writeTar([entry("Dockerfile", { content: dockerfile })]));
+    const { digest, sizeBytes } = await host.api.services.blobs.put(Readable.from([tar]), { maxBytes: 1 << 20 });
+    const commit = createHash("sha1").update(tar).digest("hex");
+    const url = `/git/default/${name}.git`;
+    const context = { kind: "git" as const, url, ref: "main", subdirectory: null, commit, digest, sizeBytes };
+    const asked = {
+      dockerfile: "Dockerfile",
+      args: {},
+      tags: [`${name}:main`],
+      labels: {},
+      noCache: false,
+      pull: false,
+      limits: { cpus: 2, memory: 2 ** 30, timeoutSeconds: 120 },
+    };
+    const { buildId } = await transact(host.api.services.sql, { projectId: host.project.id }, (tx) =>
+      buildHead(tx, { id, projectId: host.project.id, build: asked }, { ref: "refs/heads/main", context }),
+    );
+    return buildId ?? "";
+  };
+  const deployed = async (buildId: string): Promise<Deployment> => {
+    const built = await host.ask<{ status: string; error: unknown }>("GET", `/v1/builds/${buildId}`, undefined, {
+      prefer: "wait=60",
+    });
+    expect(built.body.status, JSON.stringify(built.body.error)).toBe("succeeded");
+    const { body } = await host.ask<{ items: Deployment[] }>("GET", `/v1/deployments?buildId=${buildId}`);
+    const [found] = body.items;
+    if (found === undefined) throw new Error("the build was not deployed");
+    return found;
+  };
+  const settled = async (buildId: string): Promise<Deployment> => {
+    const { id: deployment } = await deployed(buildId);
+    return (await host.ask<Deployment>("GET", `/v1/deployments/${deployment}`, undefined, { prefer: "wait=100" })).body;
+  };
+  const push = async (script: string) => settled(await build(script));
+  return { id, name, build, deployed, settled, push };
+}
+
+const containers = async () => (await host.ask<{ items: Container[] }>("GET", "/v1/containers")).body.items;
+const find = async (idOrName: string) => (await host.ask<Container>("GET", `/v1/containers/${idOrName}`)).body;
+
+/** One request on a connection of its own. */
+function ask(port: number): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const request = httpGet({ host: "127.0.0.1", port, agent: false, timeout: 5000 }, (response) => {
+      let text = "";
+      response.setEncoding("utf8");
+      response.on("data", (part: string) => (text += part));
+      response.on("end", () => resolve(text.trim()));
+      response.on("error", reject);
+    });
+    request.on("timeout", () => request.destroy(new Error("no answer")));
+    request.on("error", reject);
+  });
+}
+
+/** Clients that keep connecting to a port until `stop`; it answers what they got, and what went wrong. */
+function clients(port: number, n = 3) {
+  const answers = new Map<string, number>();
+  const failures: string[] = [];
+  let going = true;
+  const loops = Array.from({ length: n }, async () => {
+    while (going) {
+      await ask(port).then(
+        (text) => answers.set(text, (answers.get(text) ?? 0) + 1),
+        (error: unknown) => failures.push(String(error)),
+      );
+    }
+  });
+  return {
+    stop: async () => {
+      going = false;
+      await Promise.all(loops);
+      return { answers, failures };
+    },
+  };
+}
+
+describe("a deployment", () => {
+  test("takes over the port of the one before while clients keep connecting: none is refused or cut off", async () => {
+    const web = await source("web");
+    const first = await web.push(serve("one"));
+    expect(first).toMatchObject({ status: "succeeded", previousContainerId: null });
+    const port = first.ports[0]?.hostPort ?? 0;
+    expect(await ask(port)).toBe("one");
+    expect((await find("web")).id).toBe(first.containerId);
+
+    const asking = clients(port);
+    const later: Deployment[] = [];
+    // A server that needs its time before it listens.
+    for (const text of ["two", "three", "four"]) later.push(await web.push(`sleep 1; ${serve(text)}`));
+    const { answers, failures } = await asking.stop();
+    expect(failures).toEqual([]);
+    expect([...answers.keys()]).toEqual(["one", "two", "three", "four"]);
+    for (const each of later) {
+      expect(each.status, each.detail ?? "").toBe("succeeded");
+      expect(each.ports).toMatchObject([{ hostPort: port, status: "active" }]);
+    }
+    // The one before is gone, and its name is the new one's.
+    await expect.poll(async () => (await containers()).map(({ name }) => name)).toEqual(["web"]);
+    expect(await find("web")).toMatchObject({ id: later.at(-1)?.containerId, health: "healthy" });
+  });
+
+  test("the clients would notice a port that is taken away before it is given to the next", async () => {
+    const { body: container } = await host.ask<Container & { ports: { id: string; hostPort: number }[] }>(
+      "POST",
+      "/v1/containers",
+      { image: "box:1", command: ["/bin/sh", "-c", serve("naive")], ports: [{ containerPort: 8080 }] },
+      { prefer: "wait=30" },
+    );
+    const [port] = container.ports;
+    await expect.poll(() => ask(port?.hostPort ?? 0).catch(String)).toBe("naive");
+    const asking = clients(port?.hostPort ?? 0);
+    await sleep(200);
+    await host.ask("DELETE", `/v1/ports/${port?.id ?? ""}`, undefined, { prefer: "wait=10" });
+    await host.ask(
+      "POST",
+      "/v1/ports",
+      { containerId: container.id, containerPort: 8080, hostPort: port?.hostPort },
+      { prefer: "wait=10" },
+    );
+    await sleep(200);
+    expect((await asking.stop()).failures.length).toBeGreaterThan(0);
+    await host.ask("DELETE", `/v1/containers/${container.id}?force=true`, undefined, { prefer: "wait=10" });
+  });
+
+  test("that ends, is never healthy, or is replaced meanwhile leaves the one before serving and says why", async () => {
+    const api = await source("api", {
+      healthcheck: { http: { port: 8080 }, intervalSeconds: 0.2, startPeriodSeconds: 1, startIntervalSeconds: 0.1 },
+    });
+    const first = await api.push(serve("good"));
+    const port = first.ports[0]?.hostPort ?? 0;
+
+    const ended = await api.push("echo no database >&2; exit 3");
+    expect(ended).toMatchObject({ status: "failed", reason: "container_ended" });
+    expect(ended.detail).toMatch(/exit code 3.*no database/s);
+
+    const sick = await api.push("mkdir /empty; exec httpd -f -p 8080 -h /empty");
+    expect(sick).toMatchObject({ status: "failed", reason: "not_healthy" });
+    expect(sick.detail).toMatch(/answered 404/);
+
+    // The first container serves, and what failed is stopped but kept for its log until the next.
+    expect(await ask(port)).toBe("good");
+    expect((await find("api")).id).toBe(first.containerId);
+    expect((await find(sick.containerId ?? "")).status).toMatch(/stopping|exited/);
+
+    const slow = await api.build("sleep 60");
+    await api.deployed(slow);
+    const last = await api.push(serve("better"));
+    expect(last.status, last.detail ?? "").toBe("succeeded");
+    expect(await api.settled(slow)).toMatchObject({ status: "failed", reason: "superseded" });
+    expect(await ask(port)).toBe("better");
+    await expect
+      .poll(async () => (await containers()).filter(({ name }) => name.startsWith("api")).map(({ name }) => name))
+      .toEqual(["api"]);
+
+    const { body } = await host.ask<{ items: { type: string; data: { detail?: string } }[] }>(
+      "GET",
+      `/v1/events?subjectId=${sick.id}`,
+    );
+    expect(body.items.map(({ type }) => type)).toEqual([
+      "deployment.pending",
+      "deployment.starting",
+      "deployment.failed",
+    ]);
+    expect(body.items.at(-1)?.data.detail).toMatch(/answered 404/);
+  });
+});
