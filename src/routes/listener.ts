@@ -1,7 +1,6 @@
 import type { Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
-import { createAdaptorServer } from "@hono/node-server";
-import type { App } from "./context.ts";
+import { createAdaptorServer, type Http2Bindings, type HttpBindings } from "@hono/node-server";
 
 /** How long a client may take, in milliseconds: to send its headers, its whole request, its next one on a connection. */
 export interface Patience {
@@ -21,7 +20,7 @@ export interface TlsIdentity {
 
 /** Serves the app on an address, over TLS when there is a certificate. @throws Error when the address can't be used */
 export async function listen(
-  app: Pick<App, "fetch">,
+  app: { fetch: (request: Request, node: HttpBindings | Http2Bindings) => Response | Promise<Response> },
   address: { host: string; port: number },
   options: { patience?: Patience; tls?: TlsIdentity | null } = {},
 ): Promise<Server> {

@@ -1,3 +1,4 @@
+import type { HttpBindings } from "@hono/node-server";
 import { Hono } from "hono";
 import { BerthError } from "../../core/errors.ts";
 import type { ClusterStore } from "../../image/blobs.ts";
@@ -15,6 +16,7 @@ export interface InternalServices {
 
 /** What the middleware has found out about a request. */
 export interface InternalEnv {
+  Bindings: HttpBindings;
   Variables: { hostId: string };
 }
 

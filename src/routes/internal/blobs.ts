@@ -60,9 +60,14 @@ export function addBlobs(app: InternalApp, { blobs }: InternalServices): void {
   app.put(path, async (c) => {
     const digest = parseDigest(c.req.param("digest"));
     const { start, sizeBytes } = parseContentRange(c.req.header("content-range"), c.req.header("content-length"));
-    const { body } = c.req.raw;
-    const source = body === null ? Readable.from([]) : Readable.fromWeb(body);
-    await blobs.receive(source, { digest, sizeBytes, start, sender: c.var.hostId });
+    const { incoming } = c.env;
+    try {
+      const source = incoming.iterator({ destroyOnReturn: false });
+      await blobs.receive(source, { digest, sizeBytes, start, sender: c.var.hostId });
+    } finally {
+      // An error is answered while the host still sends: cut off, it would see a broken connection and not the answer.
+      incoming.resume();
+    }
     return c.json({ digest, sizeBytes }, 201);
   });
 }
