@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from "vitest";
-import { maxOpened, type Protection } from "../../src/isolation/plan/firewall.ts";
+import { maxOpened, type Protection, protections } from "../../src/isolation/plan/firewall.ts";
 import { flood, get, host, outside, ping, TestNetwork } from "../support/network.ts";
 
 const networks: TestNetwork[] = [];
@@ -14,17 +14,23 @@ afterEach(async () => {
   for (const one of networks.splice(0)) await one.end();
 });
 
-/** Probes with a protection on and off: on, nothing may come through; off, the probe must succeed. */
-async function onAndOff(
+const controlled = new Set<Protection>();
+
+/** A test of a protection, on and off: on, nothing may come through; off, the probe must succeed. */
+function control(
   protection: Protection,
+  name: string,
   arrange: (net: TestNetwork) => Promise<() => Promise<boolean>>,
   off: Protection[] = [],
-): Promise<void> {
-  const net = await network({ without: off });
-  const probe = await arrange(net);
-  expect(await probe()).toBe(false);
-  await net.worker.call("weaken", [...off, protection]);
-  expect(await probe()).toBe(true);
+): void {
+  controlled.add(protection);
+  test(name, async () => {
+    const net = await network({ without: off });
+    const probe = await arrange(net);
+    expect(await probe()).toBe(false);
+    await net.worker.call("weaken", [...off, protection]);
+    expect(await probe()).toBe(true);
+  });
 }
 
 describe("what containers reach", () => {
@@ -39,22 +45,22 @@ describe("what containers reach", () => {
     expect((await net.inside(0, ...get(ipv4, 80, "cgi-bin/peer"))).out).toContain(net.addresses(0).ipv4);
   });
 
-  test.each(["ipv4", "ipv6"] as const)("not another project's container (%s)", async (family) => {
-    await onAndOff("members", async (net) => {
+  for (const family of ["ipv4", "ipv6"] as const) {
+    control("members", `not another project's container (${family})`, async (net) => {
       await net.container(0, "prj_a");
       await net.container(1, "prj_b");
       await net.serve(1, "other", "80");
       return async () => (await net.inside(0, ...get(net.addresses(1)[family], 80))).out === "other";
     });
-  });
+  }
 
-  test.each([host.public4, host.public6])("not the host (%s)", async (address) => {
-    await onAndOff("host", async (net) => {
+  for (const address of [host.public4, host.public6]) {
+    control("host", `not the host (${address})`, async (net) => {
       await net.container(0, "prj_a");
       await net.serve("host", "host", "5432");
       return async () => (await net.inside(0, ...get(address, 5432))).out === "host";
     });
-  });
+  }
 
   test("the outside, with the host's address, if it may", async () => {
     const net = await network();
@@ -71,17 +77,15 @@ describe("what containers reach", () => {
     }
   });
 
-  test("not private, shared, link-local and metadata addresses", async () => {
-    await onAndOff("closed", async (net) => {
-      await net.container(0, "prj_a");
-      await net.serve("outside", "outside", "80");
-      return async () => {
-        const answers = await Promise.all(outside.closed.map((address) => net.inside(0, ...get(address, 80))));
-        const reached = answers.map(({ out }) => out === "outside");
-        expect(new Set(reached).size).toBe(1);
-        return reached.every(Boolean);
-      };
-    });
+  control("closed", "not private, shared, link-local and metadata addresses", async (net) => {
+    await net.container(0, "prj_a");
+    await net.serve("outside", "outside", "80");
+    return async () => {
+      const answers = await Promise.all(outside.closed.map((address) => net.inside(0, ...get(address, 80))));
+      const reached = answers.map(({ out }) => out === "outside");
+      expect(new Set(reached).size).toBe(1);
+      return reached.every(Boolean);
+    };
   });
 
   test("a private name server, and only its port 53", async () => {
@@ -96,6 +100,7 @@ describe("what containers reach", () => {
   });
 });
 
+controlled.add("flood");
 test("one container's connections don't fill the host's table", async () => {
   const net = await network();
   await net.container(0, "prj_a");
@@ -117,18 +122,16 @@ test("one container's connections don't fill the host's table", async () => {
 });
 
 describe("what reaches containers", () => {
-  test("nothing from the wire by itself", async () => {
-    await onAndOff("inward", async (net) => {
-      await net.container(0, "prj_a");
-      await net.serve(0, "inside", "80");
-      const { ipv4, ipv6 } = net.addresses(0);
-      return async () => {
-        const over4 = (await net.outside.run(...get(ipv4, 80))).out === "inside";
-        const over6 = (await net.outside.run(...get(ipv6, 80))).out === "inside";
-        expect(over4).toBe(over6);
-        return over4;
-      };
-    });
+  control("inward", "nothing from the wire by itself", async (net) => {
+    await net.container(0, "prj_a");
+    await net.serve(0, "inside", "80");
+    const { ipv4, ipv6 } = net.addresses(0);
+    return async () => {
+      const over4 = (await net.outside.run(...get(ipv4, 80))).out === "inside";
+      const over6 = (await net.outside.run(...get(ipv6, 80))).out === "inside";
+      expect(over4).toBe(over6);
+      return over4;
+    };
   });
 
   test("the host itself", async () => {
@@ -141,11 +144,11 @@ describe("what reaches containers", () => {
 });
 
 describe("forging", () => {
-  test.each([
+  for (const [version, forged, family] of [
     ["IPv4", "192.0.2.66", "ipv4"],
     ["IPv6", "2001:db8:66::66", "ipv6"],
-  ] as const)("an %s source that is not the container's own goes nowhere", async (_, forged, family) => {
-    await onAndOff("source", async (net) => {
+  ] as const) {
+    control("source", `an ${version} source that is not the container's own goes nowhere`, async (net) => {
       await net.container(0, "prj_a");
       await net.container(1, "prj_a");
       // The kernel's own check of sources has to be off to see what ours does.
@@ -158,7 +161,7 @@ describe("forging", () => {
         return (await arrived()) > 0;
       };
     });
-  });
+  }
 
   test("a reverse path filter stands behind", async () => {
     const net = await network();
@@ -167,26 +170,25 @@ describe("forging", () => {
     expect((await net.host.run("sysctl", "-n", `net.ipv4.conf.${veth}.rp_filter`)).out).toBe("1\n");
   });
 
-  test("a packet to 127.0.0.1 from a container does not reach the host's loopback", async () => {
-    await onAndOff(
-      "loopback",
-      async (net) => {
-        await net.container(0, "prj_a");
-        const arrived = await net.count("host", `iifname ${net.addresses(0).veth} ip daddr 127.0.0.1`);
-        // What a container would have to do to its own routes, if it could.
-        await net.inside(0, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1");
-        for (const local of ["127.0.0.0/8", "127.0.0.1"])
-          await net.inside(0, ..."ip route del local LOCAL dev lo table local".replace("LOCAL", local).split(" "));
-        const route = `ip route add 127.0.0.1 via 169.254.1.1 dev eth0 onlink src ${net.addresses(0).ipv4}`;
-        await net.inside(0, ...route.split(" "));
-        return async () => {
-          await net.inside(0, ...get("127.0.0.1", 5432));
-          return (await arrived()) > 0;
-        };
-      },
-      ["host"],
-    );
-  });
+  control(
+    "loopback",
+    "a packet to 127.0.0.1 from a container does not reach the host's loopback",
+    async (net) => {
+      await net.container(0, "prj_a");
+      const arrived = await net.count("host", `iifname ${net.addresses(0).veth} ip daddr 127.0.0.1`);
+      // What a container would have to do to its own routes, if it could.
+      await net.inside(0, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1");
+      for (const local of ["127.0.0.0/8", "127.0.0.1"])
+        await net.inside(0, ..."ip route del local LOCAL dev lo table local".replace("LOCAL", local).split(" "));
+      const route = `ip route add 127.0.0.1 via 169.254.1.1 dev eth0 onlink src ${net.addresses(0).ipv4}`;
+      await net.inside(0, ...route.split(" "));
+      return async () => {
+        await net.inside(0, ...get("127.0.0.1", 5432));
+        return (await arrived()) > 0;
+      };
+    },
+    ["host"],
+  );
 
   test("ARP and neighbour discovery change nothing", async () => {
     const net = await network();
@@ -250,4 +252,8 @@ describe("links", () => {
     const left = (await net.host.run("sh", "-c", "ip route; ip -6 route; ip neigh; ip link; nft list ruleset")).out;
     expect(left).not.toMatch(/10\.88\.|bt[0-9a-f]{6}|berth_/);
   });
+});
+
+test("every protection of the network has a control", () => {
+  expect(controlled).toEqual(new Set(protections));
 });

@@ -62,7 +62,8 @@ const closed6 = [
 ];
 
 /** The protections, by name, so that a test can show what happens without one. */
-export type Protection = "source" | "loopback" | "host" | "members" | "closed" | "inward" | "flood";
+export const protections = ["source", "loopback", "host", "members", "closed", "inward", "flood"] as const;
+export type Protection = (typeof protections)[number];
 
 /** Connections that one container may have opened at a time: the host's table of them (262,144) is everybody's. */
 export const maxOpened = 8192;
