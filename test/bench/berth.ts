@@ -9,8 +9,11 @@ const root = new URL("../..", import.meta.url).pathname;
 /** As the peer; the disk limit is the default one. */
 const limits = { cpus: 1, memory: 128 << 20, pids: 128 };
 
-/** Berth as `npm start` runs it, with a data directory, a port and a port range of its own. */
-export async function startBerth(port: number): Promise<Engine> {
+/**
+ * Berth as `npm start` runs it, with a data directory, a port and a port range of its own.
+ * @param registry `address:port` of the registry that it may reach
+ */
+export async function startBerth(port: number, registry: string): Promise<Engine> {
   const dataDir = await mkdtemp("/var/lib/berth-bench-");
   const env = {
     ...process.env,
@@ -19,6 +22,8 @@ export async function startBerth(port: number): Promise<Engine> {
     BERTH_PORT_RANGE: "18000-18999",
     BERTH_DEMO: "0",
     BERTH_HOST_NAME: "bench",
+    BERTH_INSECURE_REGISTRIES: registry,
+    BERTH_OUTBOUND_ALLOW: `${registry.slice(0, registry.indexOf(":"))}/32`,
   };
   const { runDir } = readConfig(env);
   const server = spawn(process.execPath, [`${root}src/main.ts`], { env, stdio: ["ignore", "pipe", "inherit"] });
@@ -54,6 +59,13 @@ export async function startBerth(port: number): Promise<Engine> {
     async remove(id) {
       await api.json("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=30" });
     },
+    async pull(reference) {
+      settled(await api.json<Job>("POST", "/v1/images/pull", { reference }, { prefer: "wait=120" }));
+    },
+    async push(tag, destination) {
+      const body = { reference: tag, destination };
+      settled(await api.json<Job>("POST", "/v1/images/push", body, { prefer: "wait=120" }));
+    },
     async keepers(id) {
       // Monitors are named by the slot that the container's link leads to.
       return pidsNaming(`/slots/${basename(await readlink(`${runDir}/containers/${id}`))} `);
@@ -67,6 +79,15 @@ export async function startBerth(port: number): Promise<Engine> {
       await rm(dataDir, { recursive: true, force: true });
     },
   };
+}
+
+interface Job {
+  status: string;
+  error?: unknown;
+}
+
+function settled(job: Job): void {
+  if (job.status !== "succeeded") throw new Error(JSON.stringify(job));
 }
 
 /** Processes whose command line has this text: a container's monitor or shim. */

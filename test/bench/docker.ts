@@ -11,6 +11,8 @@ const limits = { Memory: 128 << 20, MemorySwap: 128 << 20, NanoCpus: 1e9, PidsLi
 /** Docker Engine and BuildKit of Debian's docker.io; null when it is not installed. */
 export interface Docker extends Engine {
   version: string;
+  /** The address of this machine that the daemon reaches. */
+  hostAddress: string;
   /** `docker build` with BuildKit, as a whole process. */
   cliBuild(tag: string, contextDir: string): Promise<void>;
 }
@@ -31,6 +33,13 @@ export async function startDocker(): Promise<Docker | null> {
   const netns = `bench${String(process.pid)}`;
   await run("ip", ["netns", "add", netns]);
   await run("ip", ["-n", netns, "link", "set", "lo", "up"]);
+  const subnet = `10.213.${String(process.pid % 256)}`;
+  const veth = `bench${String(process.pid)}`;
+  await run("ip", ["link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", netns]);
+  await run("ip", ["address", "add", `${subnet}.1/30`, "dev", veth]);
+  await run("ip", ["link", "set", veth, "up"]);
+  await run("ip", ["-n", netns, "address", "add", `${subnet}.2/30`, "dev", "eth0"]);
+  await run("ip", ["-n", netns, "link", "set", "eth0", "up"]);
   const socket = `${dir}/docker.sock`;
   const args = [
     "--data-root",
@@ -39,6 +48,8 @@ export async function startDocker(): Promise<Docker | null> {
     `${dir}/run`,
     "--pidfile",
     `${dir}/pid`,
+    "--insecure-registry",
+    `${subnet}.0/30`,
     "-H",
     `unix://${socket}`,
   ];
@@ -59,6 +70,7 @@ export async function startDocker(): Promise<Docker | null> {
   return {
     name: `Docker ${version}`,
     version,
+    hostAddress: `${subnet}.1`,
     async build(tag, context) {
       const answer = await api.send("POST", `/build?t=${encodeURIComponent(tag)}`, context);
       if (answer.status !== 200) throw new Error(answer.body.toString());
@@ -83,6 +95,17 @@ export async function startDocker(): Promise<Docker | null> {
       await api.json("DELETE", `/containers/${id}?force=1`);
     },
     keepers: pidsNaming,
+    async pull(reference) {
+      const answer = await api.send("POST", `/images/create?fromImage=${encodeURIComponent(reference)}`);
+      succeeded(answer.status, answer.body);
+    },
+    async push(tag, destination) {
+      const [repository = "", name = ""] = destination.split(/:(?=[^/:]+$)/);
+      await api.json("POST", `/images/${tag}/tag?repo=${encodeURIComponent(repository)}&tag=${name}`);
+      const auth = { "x-registry-auth": Buffer.from("{}").toString("base64") };
+      const answer = await api.send("POST", `/images/${repository}/push?tag=${name}`, undefined, auth);
+      succeeded(answer.status, answer.body);
+    },
     async close() {
       api.close();
       daemon.kill("SIGTERM");
@@ -91,4 +114,10 @@ export async function startDocker(): Promise<Docker | null> {
       await rm(dir, { recursive: true, force: true });
     },
   };
+}
+
+/** Docker answers 200 at once, and tells of failure in a later line of JSON. */
+function succeeded(status: number, body: Buffer): void {
+  const text = body.toString();
+  if (status !== 200 || text.includes('"errorDetail"')) throw new Error(text.slice(-500));
 }

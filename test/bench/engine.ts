@@ -11,5 +11,9 @@ export interface Engine {
   remove(id: string): Promise<void>;
   /** Process ids of what the engine keeps for a container beyond the container's own processes. */
   keepers(id: string): Promise<number[]>;
+  /** Gets an image from a registry; answers when it can be run. */
+  pull(reference: string): Promise<void>;
+  /** Publishes an image of its own under another reference. */
+  push(tag: string, destination: string): Promise<void>;
   close(): Promise<void>;
 }

@@ -15,6 +15,18 @@ export interface Row {
   goal: string;
 }
 
+/** A line of figures that were measured of both; for a rate (`/s`) more is better. */
+export function row<Figures>(
+  work: string,
+  unit: "ms" | "kB" | "/s",
+  ours: Figures,
+  peer: Figures | null,
+  of: (figures: Figures) => number,
+  goal: string,
+): Row {
+  return { work, unit, ours: of(ours), peer: peer === null ? null : of(peer), more: unit === "/s", goal };
+}
+
 const show = (value: number) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
 
 /** The rows as a table in plain text. */

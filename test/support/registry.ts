@@ -7,10 +7,12 @@ import { join } from "node:path";
 import { createInterface, type Interface } from "node:readline";
 import type { Readable } from "node:stream";
 
-/** Debian's docker-registry on a free port of loopback, with its own directory. */
+/** Debian's docker-registry on a free port, with its own directory. */
 export interface TestRegistry {
-  /** `127.0.0.1:<port>`. */
+  /** `<address>:<port>`. */
   host: string;
+  /** Where it keeps its blobs. */
+  blobs: string;
   /** Its access log so far: every request, in the order in which they were answered. */
   requests: () => Promise<LoggedRequest[]>;
   stop: () => Promise<void>;
@@ -23,17 +25,21 @@ export interface LoggedRequest {
   status: number;
 }
 
-/** @param htpasswd Lines of a bcrypt htpasswd file; null: no user is asked for. */
-export async function startRegistry(htpasswd: string | null = null): Promise<TestRegistry> {
+/**
+ * @param htpasswd Lines of a bcrypt htpasswd file; null: no user is asked for
+ * @param address where it listens: an IPv4 address of this machine
+ */
+export async function startRegistry(htpasswd: string | null = null, address = "127.0.0.1"): Promise<TestRegistry> {
   const directory = await mkdtemp(join(tmpdir(), "berth-registry-"));
   const port = await freePort();
+  const host = `${address}:${String(port)}`;
   const users = join(directory, "htpasswd");
   if (htpasswd !== null) await writeFile(users, htpasswd);
   const config = {
     version: 0.1,
     log: { level: "error", accesslog: { disabled: false } },
     storage: { filesystem: { rootdirectory: join(directory, "data") }, delete: { enabled: true } },
-    http: { addr: `127.0.0.1:${String(port)}` },
+    http: { addr: host },
     ...(htpasswd === null ? {} : { auth: { htpasswd: { realm: "berth-test", path: users } } }),
   };
   await writeFile(join(directory, "config.yml"), JSON.stringify(config));
@@ -41,7 +47,7 @@ export async function startRegistry(htpasswd: string | null = null): Promise<Tes
     stdio: ["ignore", "pipe", "ignore"],
   });
   const log = new AccessLog(child.stdout);
-  const base = `http://127.0.0.1:${String(port)}`;
+  const base = `http://${host}`;
   const stop = async (): Promise<void> => {
     await end(child);
     await rm(directory, { recursive: true, force: true });
@@ -52,7 +58,7 @@ export async function startRegistry(htpasswd: string | null = null): Promise<Tes
     await stop();
     throw error;
   }
-  return { host: `127.0.0.1:${String(port)}`, requests: () => log.read(base), stop };
+  return { host, blobs: join(directory, "data/docker/registry/v2/blobs"), requests: () => log.read(base), stop };
 }
 
 /** The access log that docker-registry writes to its stdout, in Apache's combined format. */
