@@ -53,6 +53,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     limits,
     blobs,
     corsOrigins: config.corsOrigins,
+    publicUrl: config.publicUrl,
   });
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);

@@ -39,6 +39,8 @@ export interface Config {
   /** CIDR blocks of private networks that outbound connections may reach. */
   outboundAllow: readonly string[];
   corsOrigins: readonly string[];
+  /** Where clients and webhooks reach the API; null: where a client says that it does. */
+  publicUrl: string | null;
   logLevel: string;
   /** For tests: the name of isolation/failpoint.ts at which the worker kills itself. */
   failpoint: string | null;
@@ -204,6 +206,7 @@ export function readConfig(env: Environment): Config {
     insecureRegistries: new Set(list(env, "BERTH_INSECURE_REGISTRIES")),
     outboundAllow: list(env, "BERTH_OUTBOUND_ALLOW"),
     corsOrigins: list(env, "BERTH_CORS_ORIGINS"),
+    publicUrl: text(env, "BERTH_PUBLIC_URL", http, "must be an http:// or https:// URL"),
     logLevel: choice(env, "BERTH_LOG_LEVEL", ["trace", "debug", "info", "warn", "error", "silent"], "warn"),
     failpoint: text(
       env,

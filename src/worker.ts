@@ -15,6 +15,7 @@ import { build, buildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
 import { pull } from "./engine/jobs/pull.ts";
 import { push } from "./engine/jobs/push.ts";
+import { source } from "./engine/jobs/source.ts";
 import { JobRunner } from "./engine/runner.ts";
 import { openByApi, openWithKey } from "./engine/sealed.ts";
 import type { Services } from "./engine/services.ts";
@@ -93,7 +94,7 @@ async function startWorker(config: Config, log: Log): Promise<Worker> {
   wakeups.subscribe(topics.host(host.id), readInbox);
   readInbox();
 
-  const runner = new JobRunner(services, { build, pull, push, deploy }, jobsAtOnce);
+  const runner = new JobRunner(services, { build, pull, push, source, deploy }, jobsAtOnce);
   runner.start();
   const secret = agentKey(key);
   const agent = await listenAgent(agentApp(services, secret), agentAt, {

@@ -9,11 +9,19 @@ export interface GitSource {
   ref: string | null;
   /** Directory that is the context, without leading and trailing `/`; null: the whole tree. */
   subdirectory: string | null;
-  /** What the ref was when it was fetched; null: it has not been yet. */
+  /** What the ref was when it was read or fetched: this commit is built; null: it has not been yet. */
   commit: string | null;
   /** Digest and size of the tar that the commit became in the blob store. */
   digest: string | null;
   sizeBytes: number | null;
+}
+
+/** What a git repository's server asks for before it shows the repository: Basic authentication (RFC 7617). */
+export interface GitAuth {
+  /** Without `:`. */
+  username: string;
+  /** A password or token. */
+  password: string;
 }
 
 const invalid = (detail: string) => new BerthError("invalid_request", detail);

@@ -1,4 +1,5 @@
 import { OpenAPIHono } from "@hono/zod-openapi";
+import { except } from "hono/combine";
 import { cors } from "hono/cors";
 import { methodNotAllowed } from "hono/method-not-allowed";
 import { routePath } from "hono/route";
@@ -11,6 +12,7 @@ import { addContainerActions } from "./container-actions.ts";
 import { addContainerStreams } from "./container-streams.ts";
 import { addContainers } from "./containers.ts";
 import type { App, Env, Services } from "./context.ts";
+import { addDeliveries } from "./deliveries.ts";
 import { addDeployments } from "./deployments.ts";
 import { addDocs } from "./docs.ts";
 import { addEvents } from "./events.ts";
@@ -25,6 +27,8 @@ import { notFound } from "./parameters.ts";
 import { addPorts } from "./ports.ts";
 import { asBerthError, inputProblems, invalidRequest, problemResponse } from "./problem.ts";
 import { addProjects } from "./projects.ts";
+import { addSources } from "./sources.ts";
+import { addWebhooks } from "./webhooks.ts";
 
 /** What a path must not tell the log: a token that somebody put into it. */
 const redact = (path: string) => path.replaceAll(/berth_[0-9A-Za-z]+/g, "berth_[redacted]");
@@ -69,7 +73,8 @@ export function createApp(services: Services): App {
       maxAge: 600,
     }),
   );
-  app.use("/v1/*", authenticate(services));
+  // A webhook is told by its signature.
+  app.use("/v1/*", except("/v1/webhooks/*", authenticate(services)));
   app.use(
     methodNotAllowed({
       app,
@@ -100,6 +105,9 @@ export function createApp(services: Services): App {
 
   addBuilds(app, services);
   addBuildLogs(app, services);
+  addSources(app, services);
+  addDeliveries(app, services);
+  addWebhooks(app, services);
   addImages(app, services);
   addImageTransfers(app, services);
   addContainers(app, services);

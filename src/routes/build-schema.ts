@@ -1,9 +1,9 @@
 import { z } from "@hono/zod-openapi";
 import type { BuildRequest } from "../core/build-request.ts";
-import { BerthError } from "../core/errors.ts";
-import { parseGitRef, parseGitUrl, parseSubdirectory } from "../core/git-source.ts";
 import { jobStatuses } from "../core/job.ts";
+import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
+import { GitAuth, GitRef, GitUrl, Subdirectory } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
 import { count, flag, repeated } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";
@@ -29,6 +29,10 @@ export const Build = z
   .object({
     id: z.string().openapi({ example: "bld_0q3xr5kkp8wmz2v9d1hc" }),
     jobId: z.string().openapi({ example: "job_0q3xr5kkp8wmz2v9d1hc" }),
+    sourceId: z
+      .string()
+      .nullable()
+      .openapi({ description: "Whose build it is, when a source began it.", example: null }),
     status: z.enum(jobStatuses),
     tags: z.array(z.string()).openapi({ example: ["web:1"] }),
     image: z.object({ digest: z.string() }).nullable(),
@@ -142,18 +146,6 @@ export const ArchiveOptions = z.strictObject({
     .openapi({ type: "integer", default: usual.timeoutSeconds }),
 });
 
-/** Text that a parser of core takes; what it refuses is said at the field. */
-const parsed = <T>(parse: (text: string) => T) =>
-  z.string().transform((text, context): T => {
-    try {
-      return parse(text);
-    } catch (error) {
-      if (!(error instanceof BerthError)) throw error;
-      context.addIssue({ code: "custom", message: error.message });
-      return z.NEVER;
-    }
-  });
-
 const values = (name: RegExp, rule: string, maxLength: number) =>
   z
     .record(z.string().regex(name, rule), z.string().max(maxLength))
@@ -162,51 +154,52 @@ const values = (name: RegExp, rule: string, maxLength: number) =>
 
 const within = <S extends z.ZodNumber>(number: S, [min, max]: readonly [number, number]) => number.min(min).max(max);
 
+/** The options of a build in a body. */
+const options = {
+  dockerfile,
+  target: stage,
+  args: values(argumentName, "Must be an argument's name", 65_536).openapi({
+    description: "Build arguments. The image's history shows them.",
+  }),
+  tags: z
+    .array(imageName)
+    .max(100)
+    .default([])
+    .openapi({ description: said.tags, example: ["web:1"] }),
+  labels: values(labelKey, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`", 65_536).openapi({
+    description: "Labels of the image.",
+  }),
+  platform,
+  noCache: z.boolean().default(false).openapi({ description: said.noCache }),
+  pull: z.boolean().default(false).openapi({ description: said.pull }),
+  limits: z
+    .strictObject({
+      cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),
+      memory: within(z.int(), bounds.memory).default(usual.memory).openapi({ description: "Bytes." }),
+      timeoutSeconds: within(z.int(), bounds.timeoutSeconds).default(usual.timeoutSeconds),
+    })
+    .default(usual),
+};
+
 /** A build of a git repository: the source and all options. */
 export const GitBuild = z
   .strictObject({
     source: z.strictObject({
       git: z.strictObject({
-        url: parsed(parseGitUrl).openapi({
-          type: "string",
-          description: "An http or https URL without credentials.",
-          example: "https://git.example/team/web.git",
-        }),
-        ref: parsed(parseGitRef).optional().openapi({
-          type: "string",
+        url: GitUrl,
+        ref: GitRef.optional().openapi({
           description: "Branch, tag or full commit id; by default the repository's default branch.",
-          example: "main",
         }),
-        subdirectory: parsed(parseSubdirectory)
-          .optional()
-          .openapi({ type: "string", description: "Directory that is the context.", example: "services/web" }),
+        subdirectory: Subdirectory.optional(),
+        auth: GitAuth.optional().openapi({ description: "For this build only; kept encrypted until it has ended." }),
       }),
     }),
-    dockerfile,
-    target: stage,
-    args: values(argumentName, "Must be an argument's name", 65_536).openapi({
-      description: "Build arguments. The image's history shows them.",
-    }),
-    tags: z
-      .array(imageName)
-      .max(100)
-      .default([])
-      .openapi({ description: said.tags, example: ["web:1"] }),
-    labels: values(labelKey, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`", 65_536).openapi({
-      description: "Labels of the image.",
-    }),
-    platform,
-    noCache: z.boolean().default(false).openapi({ description: said.noCache }),
-    pull: z.boolean().default(false).openapi({ description: said.pull }),
-    limits: z
-      .strictObject({
-        cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),
-        memory: within(z.int(), bounds.memory).default(usual.memory).openapi({ description: "Bytes." }),
-        timeoutSeconds: within(z.int(), bounds.timeoutSeconds).default(usual.timeoutSeconds),
-      })
-      .default(usual),
+    ...options,
   })
   .openapi("GitBuild");
+
+/** What the builds of a source are asked. */
+export const SourceBuildOptions = z.strictObject(options).openapi("SourceBuild");
 
 /** What an upload's query asks for; the source is its body. */
 export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<BuildRequest, "source"> {
@@ -227,10 +220,15 @@ export function gitRequest(body: z.infer<typeof GitBuild>, query: Record<string,
   if (name !== undefined) {
     throw invalidRequest([{ pointer: `query/${name}`, detail: "With a JSON body the options are in the body." }]);
   }
-  const { source, target, platform, ...rest } = body;
+  const { source, ...asked } = body;
   const { url, ref = null, subdirectory = null } = source.git;
   const unknown = { commit: null, digest: null, sizeBytes: null };
-  return { ...rest, ...given({ target, platform }), source: { kind: "git", url, ref, subdirectory, ...unknown } };
+  return { ...sourceBuild(asked), source: { kind: "git", url, ref, subdirectory, ...unknown } };
+}
+
+/** What a source's builds are asked. */
+export function sourceBuild({ target, platform, ...rest }: z.infer<typeof SourceBuildOptions>): SourceBuild {
+  return { ...rest, ...given({ target, platform }) };
 }
 
 /** The fields that have a value. */

@@ -3,7 +3,8 @@ import { z } from "@hono/zod-openapi";
 import type { BuildRequest } from "../core/build-request.ts";
 import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
-import { jobStatuses } from "../core/job.ts";
+import { jobSealPurpose, jobStatuses } from "../core/job.ts";
+import { seal } from "../core/keys.ts";
 import { formatReference } from "../core/reference.ts";
 import { type BuildRow, findBuild, insertBuild, listBuilds } from "../db/builds.ts";
 import { appendEvent } from "../db/events.ts";
@@ -40,7 +41,7 @@ const create = operation({
     "body is JSON, with a git repository as the source. Answers at once; `Prefer: wait=60` holds the answer until the build has " +
     "ended. A Dockerfile that is wrong makes a `failed` build whose `error` names the line. Of a repository one commit is " +
     "fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, " +
-    "`ref_not_found`, `repository_denied`, `repository_unreachable`, `address_refused`.",
+    "`ref_not_found`, `repository_denied`, `git_auth_failed`, `repository_unreachable`, `address_refused`.",
   request: {
     headers: preferHeader.extend(idempotencyHeader.shape),
     query: ArchiveOptions,
@@ -136,6 +137,7 @@ export function addBuilds(app: App, services: Services): void {
     const tags = asked.tags.map((text) => formatReference(ownName(text, c.var.project.name)));
     const source = git?.source ?? { kind: "archive" as const, ...(await storeContext(services, c)) };
     const request: BuildRequest = { ...asked, tags, source };
+    const auth = git === null || typeof body === "string" ? undefined : body.source.git.auth;
     const made = await once(
       services,
       c,
@@ -143,14 +145,16 @@ export function addBuilds(app: App, services: Services): void {
         await checkOpenJobs(tx, projectId);
         const id = newId("build");
         const jobId = newId("job");
+        const purpose = jobSealPurpose({ kind: "build", id: jobId });
+        const payload = auth === undefined ? {} : { auth: seal(services.secretKey, purpose, JSON.stringify(auth)) };
         await together([
-          insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload: {} }),
+          insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload }),
           insertBuild(tx, { id, projectId, jobId, request }),
           appendEvent(tx, { projectId, type: "build.queued", subjectId: id, data: { tags } }),
         ]);
         return { id };
       },
-      { request: JSON.stringify(request) },
+      { request: JSON.stringify(auth === undefined ? request : [request, auth]) },
     );
     c.header("Location", `/v1/builds/${made.id}`);
     const row = await waited(c, made.id);

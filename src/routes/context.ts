@@ -21,6 +21,8 @@ export interface Services {
   /** Seals credentials that jobs carry. */
   secretKey: string;
   corsOrigins: readonly string[];
+  /** Where clients reach the API; null: where they say that they do. */
+  publicUrl: string | null;
   limits: Limits;
 }
 

@@ -93,7 +93,14 @@ export function listOf<Row, Item>(
   const last = rows.length >= page.limit ? shown.at(-1) : undefined;
   const nextCursor =
     last === undefined ? null : Buffer.from(JSON.stringify([last.cursor, idOf(last)])).toString("base64url");
-  return { items: shown.map(view), nextCursor };
+  return { items: shown.map((row) => view(withoutPlace(row))), nextCursor };
+}
+
+/** The row alone: its place is for `nextCursor`. */
+function withoutPlace<Row>(row: Paged<Row>): Row {
+  const rest: Row & { cursor?: string } = { ...row };
+  delete rest.cursor;
+  return rest;
 }
 
 /** The schema of a list. */

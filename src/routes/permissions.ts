@@ -11,6 +11,17 @@ export const permissions = {
   getBuildLogs: "viewer",
   cancelBuild: "deployer",
 
+  createSource: "deployer",
+  listSources: "viewer",
+  getSource: "viewer",
+  updateSource: "deployer",
+  deleteSource: "deployer",
+  rotateSourceSecret: "deployer",
+  listDeliveries: "viewer",
+  redeliverDelivery: "deployer",
+  buildSource: "deployer",
+  receiveWebhook: "public",
+
   listImages: "viewer",
   getImage: "viewer",
   pullImage: "deployer",

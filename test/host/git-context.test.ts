@@ -8,7 +8,7 @@ import { BerthError } from "../../src/core/errors.ts";
 import type { GitSource } from "../../src/core/git-source.ts";
 import { type GitMeans, gitContext } from "../../src/engine/build/git-context.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { OutboundPolicy } from "../../src/image/outbound.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { type BuildWorker, startBuildWorker } from "../support/builds.ts";
@@ -88,6 +88,7 @@ async function fetched(
     scratch: join(directory, "scratch"),
     sandboxes: { takeSlot: () => ++taken, idBaseOf: () => uid, freeSlot: () => taken-- },
     outbound: more.outbound ?? loopback,
+    gitAuth: null,
     fetched: (result) => {
       known.push(result);
       return Promise.resolve();

@@ -38,9 +38,9 @@ describe("openapi.yaml", () => {
       if (Number(status) >= 400) expect(response.content).toHaveProperty(["application/problem+json"]);
     }
     expect(answers).toContain(500);
-    // Every POST that makes or changes a project's things can be repeated safely.
+    // Every POST that makes or changes a project's things can be repeated safely; a webhook by its provider's own id.
     const headers = (operation.parameters ?? []).map(({ name }) => name);
-    const safe = ["waitContainer", "execContainer", "drainHost", "activateHost"];
+    const safe = ["waitContainer", "execContainer", "drainHost", "activateHost", "receiveWebhook"];
     if (method === "post" && !safe.includes(id)) expect(headers).toContain("idempotency-key");
   });
 });

@@ -67,6 +67,7 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
     log: pino({ level: "debug" }, { write: (line: string) => void logged.push(line) }),
     secretKey,
     corsOrigins: ["https://console.example"],
+    publicUrl: null,
     limits: all,
   };
   const insertToken = async (projectId: string | null, role: Role) => {

@@ -82,6 +82,146 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/sources": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List sources, newest first */
+        get: operations["listSources"];
+        put?: never;
+        /**
+         * Create a source: a git repository that builds when it changes
+         * @description The answer has the URL and the secret to set up a webhook with; the secret is only in this answer. `docs/sources.md` has the steps for each provider.
+         */
+        post: operations["createSource"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sources/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Get a source */
+        get: operations["getSource"];
+        put?: never;
+        post?: never;
+        /**
+         * Remove a source
+         * @description Its deliveries go with it; its builds, images and containers stay.
+         */
+        delete: operations["deleteSource"];
+        options?: never;
+        head?: never;
+        /**
+         * Change a source
+         * @description What is given takes the place of what was there, as a whole; builds that have begun stay as they are. With another `url` nothing counts as built.
+         */
+        patch: operations["updateSource"];
+        trace?: never;
+    };
+    "/v1/sources/{id}/rotate-secret": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give a source's webhook another secret
+         * @description Deliveries that are signed with the one before are refused from now on.
+         */
+        post: operations["rotateSourceSecret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sources/{id}/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List what a source was told, newest first */
+        get: operations["listDeliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sources/{id}/deliveries/{deliveryId}/redeliver": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Act on a delivery once more
+         * @description Its ref is read again and built when it is at another commit than the one that was built last. `Prefer: wait=60` holds the answer until that has ended.
+         */
+        post: operations["redeliverDelivery"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sources/{id}/build": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Build a source now, also when it has not changed */
+        post: operations["buildSource"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks/{sourceId}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Tell a source that its repository has changed
+         * @description For the provider, or for whatever calls it with the source's secret: signed in the provider's own way; of `generic` sources with `Authorization: Bearer SECRET`, or as GitHub signs (`X-Hub-Signature-256`). The body is a hint only: the repository is read again, and built when it is at another commit than the one that was built last. Of a `generic` source it is `{"ref": "refs/heads/main"}`, or anything.
+         */
+        post: operations["receiveWebhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/images": {
         parameters: {
             query?: never;
@@ -385,6 +525,43 @@ export interface paths {
         post?: never;
         /** Take a published port away */
         delete: operations["deletePort"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/deployments": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List deployments, newest first */
+        get: operations["listDeployments"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/deployments/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get a deployment, or wait for its end
+         * @description A build of a source that has `deploy` becomes one when it succeeds: its container starts beside the one before, on the same host; when it works (its health check passes, by default that its first TCP port takes connections) the ports are led to it, without a refused connection, and the one before is stopped and removed. One that never works fails, is stopped, and kept for its log until the source's next deployment. A newer one takes the place of one that has not switched.
+         */
+        get: operations["getDeployment"];
+        put?: never;
+        post?: never;
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -991,6 +1168,506 @@ export interface components {
              */
             nextCursor: string | null;
         };
+        NewSource: components["schemas"]["Source"] & {
+            webhook?: {
+                url: string;
+                /**
+                 * @description Shown this once.
+                 * @example whsec_…
+                 */
+                secret: string;
+            } | null;
+        };
+        SourceBuild: {
+            /**
+             * @description Its path within the context.
+             * @default Dockerfile
+             */
+            dockerfile?: string;
+            target?: string;
+            /**
+             * @description Build arguments. The image's history shows them.
+             * @default {}
+             */
+            args?: {
+                [key: string]: string;
+            };
+            /**
+             * @description Names for the image.
+             * @default []
+             * @example [
+             *       "web:1"
+             *     ]
+             */
+            tags?: string[];
+            /**
+             * @description Labels of the image.
+             * @default {}
+             */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @example linux/amd64 */
+            platform?: string;
+            /**
+             * @description Run every step, also those that were run before.
+             * @default false
+             */
+            noCache?: boolean;
+            /**
+             * @description Ask the registry again for base images that are there.
+             * @default false
+             */
+            pull?: boolean;
+            /**
+             * @default {
+             *       "cpus": 2,
+             *       "memory": 2147483648,
+             *       "timeoutSeconds": 1800
+             *     }
+             */
+            limits?: {
+                /**
+                 * @description Cores.
+                 * @default 2
+                 */
+                cpus?: number;
+                /**
+                 * @description Bytes.
+                 * @default 2147483648
+                 */
+                memory?: number;
+                /** @default 1800 */
+                timeoutSeconds?: number;
+            };
+        };
+        /**
+         * @example {
+         *       "ports": [
+         *         {
+         *           "containerPort": 8080,
+         *           "hostPort": 8000
+         *         }
+         *       ],
+         *       "env": {
+         *         "TIER": "web"
+         *       }
+         *     }
+         */
+        Deploy: {
+            /**
+             * @description In place of the image's CMD.
+             * @example [
+             *       "sleep",
+             *       "60"
+             *     ]
+             */
+            command?: string[];
+            /** @description In place of the image's; `[]`: none. */
+            entrypoint?: string[];
+            /**
+             * @default {}
+             * @example {
+             *       "PORT": "8080"
+             *     }
+             */
+            env?: {
+                [key: string]: string;
+            };
+            /** @example /app */
+            workingDirectory?: string;
+            /** @example 1000:1000 */
+            user?: string;
+            /**
+             * @description By default it goes with the address, such as `ip-10-88-0-7`; kept as long as the container.
+             * @example web-1
+             */
+            hostname?: string;
+            /** @default [] */
+            ports?: {
+                /** @example 8080 */
+                containerPort: number;
+                /**
+                 * @description By default the next free one of the host's range.
+                 * @example 8000
+                 */
+                hostPort?: number;
+                /**
+                 * @default tcp
+                 * @enum {string}
+                 */
+                protocol?: "tcp" | "udp";
+                /**
+                 * Format: ip
+                 * @description By default all of the host's addresses.
+                 * @example 127.0.0.1
+                 */
+                hostAddress?: string;
+            }[];
+            /**
+             * @description Publish each port that the image exposes; if it exposes none and `ports` has none, 8080.
+             * @default false
+             */
+            publishAll?: boolean;
+            resources?: components["schemas"]["Resources"];
+            restartPolicy?: components["schemas"]["RestartPolicy"];
+            /**
+             * @default {}
+             * @example {
+             *       "tier": "web"
+             *     }
+             */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @example SIGTERM */
+            stopSignal?: string;
+            /**
+             * @description From the stop signal to SIGKILL.
+             * @default 10
+             */
+            stopTimeoutSeconds?: number;
+            /** @default false */
+            readOnlyRootfs?: boolean;
+            /**
+             * @description Beside those that every container has; `drop: ["ALL"]` leaves only what is added.
+             * @default {}
+             */
+            capabilities?: {
+                /** @default [] */
+                add?: ("SETFCAP" | "SYS_CHROOT")[];
+                /** @default [] */
+                drop?: ("CHOWN" | "DAC_OVERRIDE" | "FOWNER" | "FSETID" | "SETUID" | "SETGID" | "KILL" | "NET_BIND_SERVICE" | "ALL")[];
+            };
+            /**
+             * @description By default the image's; null: none, whatever it says.
+             * @example {
+             *       "http": {
+             *         "port": 8080,
+             *         "path": "/healthz"
+             *       },
+             *       "intervalSeconds": 10
+             *     }
+             */
+            healthcheck?: {
+                /**
+                 * @description Run in the container; healthy when it exits with 0.
+                 * @example [
+                 *       "cat",
+                 *       "/run/ready"
+                 *     ]
+                 */
+                command?: string[];
+                /** @description GET from the host; healthy when the answer's status is 2xx or 3xx. */
+                http?: {
+                    port: number;
+                    /** @default / */
+                    path?: string;
+                };
+                /** @description Healthy when the port takes a connection. */
+                tcp?: {
+                    port: number;
+                };
+                /** @default 30 */
+                intervalSeconds?: number;
+                /** @default 30 */
+                timeoutSeconds?: number;
+                /**
+                 * @description Failures on end until it is unhealthy.
+                 * @default 3
+                 */
+                retries?: number;
+                /**
+                 * @description Until it is healthy, failures in this time after its start don't count.
+                 * @default 30
+                 */
+                startPeriodSeconds?: number;
+                /**
+                 * @description Between checks in that time.
+                 * @default 1
+                 */
+                startIntervalSeconds?: number;
+            } | null;
+            /**
+             * @description By default any host with room.
+             * @default {}
+             */
+            placement?: {
+                /** @description Id or name of the one host. */
+                host?: string;
+                /**
+                 * @description Labels that the host must have.
+                 * @example {
+                 *       "tier": "web"
+                 *     }
+                 */
+                hostLabels?: {
+                    [key: string]: string;
+                };
+            };
+        } | null;
+        /**
+         * @default {}
+         * @example {
+         *       "cpus": 0.5,
+         *       "memory": 134217728,
+         *       "pids": 100,
+         *       "disk": 268435456
+         *     }
+         */
+        Resources: {
+            /**
+             * @description Cores.
+             * @default 1
+             */
+            cpus?: number;
+            /**
+             * @description Bytes of memory; swap is not given in addition.
+             * @default 536870912
+             */
+            memory?: number;
+            /**
+             * @description Processes and threads.
+             * @default 512
+             */
+            pids?: number;
+            /**
+             * @description Bytes of the writable layer.
+             * @default 1073741824
+             */
+            disk?: number;
+        };
+        /**
+         * @default {
+         *       "name": "unless-stopped"
+         *     }
+         */
+        RestartPolicy: {
+            /** @enum {string} */
+            name: "no" | "on-failure" | "always" | "unless-stopped";
+            /**
+             * @description Only of `on-failure`; 0: no limit.
+             * @default 0
+             */
+            maxAttempts?: number;
+        };
+        Source: {
+            /** @example src_0q3xr5kkp8wmz2v9d1hc */
+            id: string;
+            /** @example web */
+            name: string;
+            /** @enum {string} */
+            provider: "github" | "gitlab" | "gitea" | "forgejo" | "bitbucket" | "generic" | "berth";
+            url: string | null;
+            branches: string[];
+            subdirectory: string | null;
+            /** @description Whether it has credentials for its repository. */
+            hasAuth: boolean;
+            build: components["schemas"]["SourceBuild"];
+            deploy: components["schemas"]["Deploy"];
+            /** @description What was built last of each ref; `HEAD` is the default branch. */
+            heads: {
+                ref: string;
+                commit: string;
+                buildId: string | null;
+            }[];
+            webhook: {
+                /** @example https://berth.example/v1/webhooks/src_0q3xr5kkp8wmz2v9d1hc */
+                url: string;
+            } | null;
+            /** Format: date-time */
+            createdAt: string;
+        };
+        /**
+         * @example {
+         *       "name": "web",
+         *       "provider": "github",
+         *       "url": "https://github.com/team/web.git",
+         *       "deploy": {
+         *         "ports": [
+         *           {
+         *             "containerPort": 8080,
+         *             "hostPort": 8000
+         *           }
+         *         ]
+         *       }
+         *     }
+         */
+        SourceCreate: {
+            /** @example web */
+            name: string;
+            /**
+             * @description How its webhooks are signed; `berth`: it is pushed to Berth itself and has no `url`.
+             * @enum {string}
+             */
+            provider: "github" | "gitlab" | "gitea" | "forgejo" | "bitbucket" | "generic" | "berth";
+            /**
+             * @description An http or https URL without credentials.
+             * @example https://git.example/team/web.git
+             */
+            url?: string;
+            /**
+             * @description The branches that build; none: the repository's default branch.
+             * @default []
+             * @example [
+             *       "main"
+             *     ]
+             */
+            branches?: string[];
+            /**
+             * @description Directory that is the context.
+             * @example services/web
+             */
+            subdirectory?: string;
+            auth?: components["schemas"]["GitAuth"] & unknown;
+            /**
+             * @description Without `tags` the image is named as the source.
+             * @default {}
+             */
+            build?: {
+                /**
+                 * @description Its path within the context.
+                 * @default Dockerfile
+                 */
+                dockerfile?: string;
+                target?: string;
+                /**
+                 * @description Build arguments. The image's history shows them.
+                 * @default {}
+                 */
+                args?: {
+                    [key: string]: string;
+                };
+                /**
+                 * @description Names for the image.
+                 * @default []
+                 * @example [
+                 *       "web:1"
+                 *     ]
+                 */
+                tags?: string[];
+                /**
+                 * @description Labels of the image.
+                 * @default {}
+                 */
+                labels?: {
+                    [key: string]: string;
+                };
+                /** @example linux/amd64 */
+                platform?: string;
+                /**
+                 * @description Run every step, also those that were run before.
+                 * @default false
+                 */
+                noCache?: boolean;
+                /**
+                 * @description Ask the registry again for base images that are there.
+                 * @default false
+                 */
+                pull?: boolean;
+                /**
+                 * @default {
+                 *       "cpus": 2,
+                 *       "memory": 2147483648,
+                 *       "timeoutSeconds": 1800
+                 *     }
+                 */
+                limits?: {
+                    /**
+                     * @description Cores.
+                     * @default 2
+                     */
+                    cpus?: number;
+                    /**
+                     * @description Bytes.
+                     * @default 2147483648
+                     */
+                    memory?: number;
+                    /** @default 1800 */
+                    timeoutSeconds?: number;
+                };
+            };
+            deploy?: components["schemas"]["Deploy"] & unknown;
+        };
+        SourceList: {
+            items: components["schemas"]["Source"][];
+            /**
+             * @description For `cursor`; null on the last page.
+             * @example null
+             */
+            nextCursor: string | null;
+        };
+        /**
+         * @example {
+         *       "branches": [
+         *         "main",
+         *         "staging"
+         *       ]
+         *     }
+         */
+        SourceUpdate: {
+            /** @example web-1 */
+            name?: string;
+            /**
+             * @description An http or https URL without credentials.
+             * @example https://git.example/team/web.git
+             */
+            url?: string;
+            /**
+             * @description The branches that build; none: the repository's default branch.
+             * @example [
+             *       "main"
+             *     ]
+             */
+            branches?: string[];
+            /**
+             * @description Directory that is the context.
+             * @example services/web
+             */
+            subdirectory?: string;
+            auth?: components["schemas"]["GitAuth"] & (Record<string, never> | null);
+            build?: components["schemas"]["SourceBuild"];
+            deploy?: components["schemas"]["Deploy"];
+        };
+        DeliveryList: {
+            items: components["schemas"]["Delivery"][];
+            /**
+             * @description For `cursor`; null on the last page.
+             * @example null
+             */
+            nextCursor: string | null;
+        };
+        Delivery: {
+            /** @example dlv_0q3xr5kkp8wmz2v9d1hc */
+            id: string;
+            /** @example src_0q3xr5kkp8wmz2v9d1hc */
+            sourceId: string;
+            /**
+             * @description As the provider calls it.
+             * @example push
+             */
+            event: string;
+            /**
+             * @description What is read again.
+             * @example refs/heads/main
+             */
+            ref: string | null;
+            /** @enum {string} */
+            status: "received" | "ignored" | "building" | "built" | "failed";
+            /** @description Why it was ignored, or what failed. */
+            detail: string | null;
+            buildId: string | null;
+            /** Format: date-time */
+            receivedAt: string;
+        };
+        /** @description By default the first branch that the source builds. */
+        SourceBuildNow: {
+            branch?: string;
+        };
+        Received: {
+            /** @description One of each ref. */
+            deliveries: components["schemas"]["Delivery"][];
+        };
         ImageList: {
             items: components["schemas"]["ImageSummary"][];
             /**
@@ -1472,51 +2149,6 @@ export interface components {
             /** @default true */
             start?: boolean;
         };
-        /**
-         * @default {}
-         * @example {
-         *       "cpus": 0.5,
-         *       "memory": 134217728,
-         *       "pids": 100,
-         *       "disk": 268435456
-         *     }
-         */
-        Resources: {
-            /**
-             * @description Cores.
-             * @default 1
-             */
-            cpus?: number;
-            /**
-             * @description Bytes of memory; swap is not given in addition.
-             * @default 536870912
-             */
-            memory?: number;
-            /**
-             * @description Processes and threads.
-             * @default 512
-             */
-            pids?: number;
-            /**
-             * @description Bytes of the writable layer.
-             * @default 1073741824
-             */
-            disk?: number;
-        };
-        /**
-         * @default {
-         *       "name": "no"
-         *     }
-         */
-        RestartPolicy: {
-            /** @enum {string} */
-            name: "no" | "on-failure" | "always" | "unless-stopped";
-            /**
-             * @description Only of `on-failure`; 0: no limit.
-             * @default 0
-             */
-            maxAttempts?: number;
-        };
         ContainerList: {
             items: components["schemas"]["Container"][];
             /**
@@ -1629,6 +2261,49 @@ export interface components {
              * @example null
              */
             nextCursor: string | null;
+        };
+        DeploymentList: {
+            items: components["schemas"]["Deployment"][];
+            /**
+             * @description For `cursor`; null on the last page.
+             * @example null
+             */
+            nextCursor: string | null;
+        };
+        Deployment: {
+            /** @example dep_0q3xr5kkp8wmz2v9d1hc */
+            id: string;
+            /** @example src_0q3xr5kkp8wmz2v9d1hc */
+            sourceId: string;
+            /** @example bld_0q3xr5kkp8wmz2v9d1hc */
+            buildId: string | null;
+            /** @description Cancelling it ends a deployment that has not switched. */
+            jobId: string | null;
+            image: {
+                digest: string;
+            };
+            /**
+             * @description `starting`: its container starts beside the one before; `switching`: that one works, and the ports are led to it.
+             * @enum {string}
+             */
+            status: "pending" | "starting" | "switching" | "succeeded" | "failed";
+            /** @description null: not made yet, or gone since. */
+            containerId: string | null;
+            /** @description Whose ports it took over, while that is there. */
+            previousContainerId: string | null;
+            /** @description Its container's. */
+            ports: components["schemas"]["Port"][];
+            /**
+             * @description A code, when it failed, such as `not_healthy`; the container before goes on serving.
+             * @example null
+             */
+            reason: string | null;
+            /** @description The reason in words, with the last lines of the log. */
+            detail: string | null;
+            /** Format: date-time */
+            createdAt: string;
+            /** Format: date-time */
+            finishedAt: string | null;
         };
         JobList: {
             items: components["schemas"]["Job"][];
@@ -2356,6 +3031,982 @@ export interface operations {
             };
             /** @description `too_many_requests`: Too many requests */
             429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listSources: {
+        parameters: {
+            query?: {
+                /** @description How many items at most. */
+                limit?: number;
+                /** @description `nextCursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of sources */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SourceList"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    createSource: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SourceCreate"];
+            };
+        };
+        responses: {
+            /** @description The source */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewSource"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `invalid_reference`: The image reference is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `name_taken`: The name is taken; `quota_exceeded`: The project's quota does not allow this; `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unsupported_media_type`: The body's media type is not supported */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getSource: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The source */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Source"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deleteSource: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    updateSource: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SourceUpdate"];
+            };
+        };
+        responses: {
+            /** @description The source as it is now */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Source"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON; `invalid_reference`: The image reference is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `name_taken`: The name is taken; `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unsupported_media_type`: The body's media type is not supported */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    rotateSourceSecret: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The source, with its new secret */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewSource"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this; `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listDeliveries: {
+        parameters: {
+            query?: {
+                /** @description How many items at most. */
+                limit?: number;
+                /** @description `nextCursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of deliveries */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeliveryList"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    redeliverDelivery: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=SECONDS` holds the answer until the resource has settled, at most 600 seconds. */
+                prefer?: string;
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+                /** @description The delivery's id. */
+                deliveryId: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It has ended */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description It is on its way */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this; `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    buildSource: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=SECONDS` holds the answer until the resource has settled, at most 600 seconds. */
+                prefer?: string;
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path: {
+                /** @description The source's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["SourceBuildNow"];
+            };
+        };
+        responses: {
+            /** @description It has ended */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description It is on its way */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_json`: The body is not valid JSON */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this; `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unsupported_media_type`: The body's media type is not supported */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    receiveWebhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                sourceId: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "*/*": string;
+            };
+        };
+        responses: {
+            /** @description It is recorded */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Received"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_signature`: The webhook is not signed with its source's secret */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -4650,6 +6301,178 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listDeployments: {
+        parameters: {
+            query?: {
+                /** @description How many items at most. */
+                limit?: number;
+                /** @description `nextCursor` of the page before. */
+                cursor?: string;
+                /** @description Only of this source, by id or name. */
+                source?: string;
+                buildId?: string;
+                status?: "pending" | "starting" | "switching" | "succeeded" | "failed";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of deployments */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeploymentList"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getDeployment: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=SECONDS` holds the answer until the resource has settled, at most 600 seconds. */
+                prefer?: string;
+            };
+            path: {
+                /** @description The deployment's id. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The deployment */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deployment"];
+                };
             };
             /** @description `invalid_request`: The request is not valid */
             400: {

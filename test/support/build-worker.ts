@@ -105,7 +105,8 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           return Promise.resolve(found);
         },
         withRoot,
-        outbound: new OutboundPolicy(order.outboundAllow ?? []),
+        gitAuth: null,
+    outbound: new OutboundPolicy(order.outboundAllow ?? []),
         fetched: (source) => {
           fetched = source;
           return Promise.resolve();

@@ -153,7 +153,14 @@ test.each([
   ["fatal: unable to access 'https://g.example/x/': Failed to connect to g.example port 443", "repository_unreachable"],
   ["fatal: unable to access 'https://g.example/x/': The requested URL returned error: 502", "repository_unreachable"],
 ])("%s means %s, and is not shown itself", (stderr, code) => {
-  const error = fetchFailure("https://g.example/x", "nope", stderr);
+  const error = fetchFailure("https://g.example/x", "nope", stderr, false);
   expect(error.code).toBe(code);
   expect(error.message).not.toContain("fatal");
+});
+
+test("a server that was shown credentials is not quoted, not even to the log", () => {
+  const stderr = "remote: Authorization: Basic dTpodW50ZXIy\nfatal: Authentication failed for 'https://g.example/x'";
+  const error = fetchFailure("https://g.example/x", null, stderr, true);
+  expect(error).toMatchObject({ code: "git_auth_failed", cause: new Error("git failed") });
+  expect(fetchFailure("https://g.example/x", null, stderr, false).code).toBe("repository_denied");
 });

@@ -1,5 +1,4 @@
 import { chown, mkdir, rm, writeFile } from "node:fs/promises";
-import { isIP } from "node:net";
 import { text } from "node:stream/consumers";
 import { BerthError } from "../../core/errors.ts";
 import { commitPattern, type GitSource } from "../../core/git-source.ts";
@@ -7,6 +6,7 @@ import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import { fetchFailure } from "./git-failure.ts";
 import { type GitPlace, startGit } from "./git-program.ts";
+import { type GitRemote, gitRemote } from "./git-remote.ts";
 import type { BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 
@@ -15,7 +15,7 @@ const maxFetchMs = 10 * 60_000;
 const maxTarBytes = 4 * 2 ** 30;
 
 /** What fetching needs of a build's means. */
-export interface GitMeans extends Pick<BuildMeans, "blobs" | "scratch" | "fetched"> {
+export interface GitMeans extends Pick<BuildMeans, "blobs" | "scratch" | "fetched" | "gitAuth"> {
   sandboxes: Pick<Sandboxes, "takeSlot" | "idBaseOf" | "freeSlot">;
   outbound: Pick<OutboundPolicy, "addressesOf">;
 }
@@ -23,7 +23,7 @@ export interface GitMeans extends Pick<BuildMeans, "blobs" | "scratch" | "fetche
 /**
  * The digest of the tar, in the blob store, of the source's tree: what was fetched before by an earlier attempt, or else
  * one commit fetched now. Submodules are empty directories, files kept in LFS the pointers that the repository has.
- * @throws BerthError `repository_*`, `ref_not_found`, `address_refused`, `invalid_context`; the signal's reason
+ * @throws BerthError `repository_*`, `git_auth_failed`, `ref_not_found`, `address_refused`, `invalid_context`; the signal's reason
  */
 export async function gitContext(
   source: GitSource,
@@ -32,14 +32,14 @@ export async function gitContext(
   signal: AbortSignal,
 ): Promise<string> {
   if (source.digest !== null && (await means.blobs.size(source.digest)) !== null) return source.digest;
-  report.line(0, "info", `#0 git: fetching ${source.ref ?? "the default branch"} of ${source.url}`);
-  const pinned = await pinnedAddress(new URL(source.url), means.outbound);
+  report.line(0, "info", `#0 git: fetching ${source.ref ?? source.commit ?? "the default branch"} of ${source.url}`);
+  const remote = await gitRemote(new URL(source.url), means.gitAuth, means.outbound);
   const slot = means.sandboxes.takeSlot();
   const place = { repository: `${means.scratch}/git`, uid: means.sandboxes.idBaseOf(slot) };
   try {
     await prepare(place);
     await local(place, ["init", "--quiet", "--bare", "--template="], signal);
-    await fetchCommit(place, source, pinned, signal);
+    await fetchCommit(place, source, remote, signal);
     const { commit, seconds } = await fetchedCommit(place, source, signal);
     report.line(0, "info", `#0 git: commit ${commit}`);
     const tree = await contextCommit(place, commit, seconds, source.subdirectory, signal);
@@ -52,27 +52,6 @@ export async function gitContext(
   }
 }
 
-/** Settings that make git connect to the checked addresses, whatever the name resolves to later. */
-async function pinnedAddress(url: URL, outbound: GitMeans["outbound"]): Promise<string[]> {
-  const host = url.hostname;
-  let addresses: string[];
-  try {
-    addresses = await outbound.addressesOf(url);
-  } catch (error) {
-    if (error instanceof BerthError) throw error;
-    const missing = (error as NodeJS.ErrnoException).code === "ENOTFOUND";
-    const code = missing ? "repository_not_found" : "repository_unreachable";
-    throw new BerthError(code, `The host ${JSON.stringify(host)} of the git repository can't be resolved.`, {
-      cause: error,
-    });
-  }
-  if (isIP(host.replace(/^\[|\]$/g, "")) !== 0) return [];
-  const port = url.port === "" ? (url.protocol === "https:" ? "443" : "80") : url.port;
-  const list = addresses.map((address) => (isIP(address) === 6 ? `[${address}]` : address)).join(",");
-  // Without curl's `+`, after which the entry would run out and the name be resolved again.
-  return ["-c", `http.curloptResolve=${host}:${port}:${list}`];
-}
-
 /** An empty directory that git may write to. Files marked export-ignore belong to the context: a checkout has them. */
 async function prepare({ repository, uid }: GitPlace): Promise<void> {
   await mkdir(repository, { mode: 0o700 });
@@ -81,17 +60,18 @@ async function prepare({ repository, uid }: GitPlace): Promise<void> {
   await chown(repository, uid, uid);
 }
 
-async function fetchCommit(place: GitPlace, source: GitSource, pinned: string[], signal: AbortSignal): Promise<void> {
-  const { url, ref } = source;
+async function fetchCommit(place: GitPlace, source: GitSource, remote: GitRemote, signal: AbortSignal): Promise<void> {
+  const { url } = source;
+  const ref = source.commit ?? source.ref;
   const timeout = AbortSignal.timeout(maxFetchMs);
   const options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-auto-maintenance"];
-  const args = [...pinned, "fetch", ...options, "--end-of-options", url, ref ?? "HEAD"];
-  const run = startGit(place, args, AbortSignal.any([signal, timeout]));
+  const args = [...remote.options, "fetch", ...options, "--end-of-options", url, ref ?? "HEAD"];
+  const run = startGit(place, args, AbortSignal.any([signal, timeout]), remote.env);
   run.output.resume();
   const { exitCode, stderr } = await run.ended;
   signal.throwIfAborted();
-  if (timeout.aborted) throw fetchFailure(url, ref, "the fetch took too long");
-  if (exitCode !== 0) throw fetchFailure(url, ref, stderr);
+  if (timeout.aborted) throw fetchFailure(url, ref, "the fetch took too long", remote.loggedIn);
+  if (exitCode !== 0) throw fetchFailure(url, ref, stderr, remote.loggedIn);
 }
 
 /** What was fetched: the commit (of a tag, what it points to) and its time in seconds since 1970. */

@@ -25,12 +25,18 @@ const meanings: readonly (readonly [pattern: RegExp, code: ErrorCode, what: (ref
   [/died of signal 25|File too large/, "invalid_context", () => "is too large"],
 ];
 
-/** The error for a fetch that failed. git's own words, which hold what the server sent, are its cause only. */
-export function fetchFailure(url: string, ref: string | null, stderr: string): BerthError {
+/**
+ * The error for a fetch that failed. git's own words, which hold what the server sent, are its cause only; a server that
+ * was shown credentials may repeat them, so then they are no cause either.
+ */
+export function fetchFailure(url: string, ref: string | null, stderr: string, loggedIn: boolean): BerthError {
   const repository = `The git repository ${JSON.stringify(url)}`;
-  const cause = new Error(stderr.trim());
+  const cause = new Error(loggedIn ? "git failed" : stderr.trim());
   for (const [pattern, code, what] of meanings) {
-    if (pattern.test(stderr)) return new BerthError(code, `${repository} ${what(ref)}.`, { cause });
+    if (!pattern.test(stderr)) continue;
+    if (code !== "repository_denied" || !loggedIn)
+      return new BerthError(code, `${repository} ${what(ref)}.`, { cause });
+    return new BerthError("git_auth_failed", `${repository} does not exist, or refuses the credentials.`, { cause });
   }
   // The rest is about connections, certificates and time-outs.
   return new BerthError("repository_unreachable", `${repository} can't be reached.`, { cause });

@@ -1,6 +1,6 @@
 import type { NeededImage } from "../../build/graph.ts";
 import type { StepResult } from "../../core/build-request.ts";
-import type { GitSource } from "../../core/git-source.ts";
+import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import type { LayerStore } from "../../image/layers.ts";
@@ -26,6 +26,8 @@ export interface BuildMeans {
   withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
   /** Which addresses git sources may be at. */
   outbound: OutboundPolicy;
+  /** What git logs in to the build's repository with. */
+  gitAuth: GitAuth | null;
   /** Records what a git source was found to be. */
   fetched: (source: GitSource) => Promise<void>;
   /** Directory for what lives as long as a build. */
