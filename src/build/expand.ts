@@ -196,7 +196,8 @@ class Scanner {
     const all = this.#peek() === "/";
     if (all) this.#next();
     const pattern = this.run("/", true);
-    const replacement = this.run("}", false);
+    // As in BuildKit, an escape stays in the replacement too.
+    const replacement = this.run("}", true);
     const value = this.#get(name) ?? "";
     return this.#matching(() => replaceMatches(pattern, value, replacement, { all, maxLength }));
   }

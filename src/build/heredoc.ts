@@ -90,7 +90,6 @@ function openingAt(line: string, start: number, escape: string): HeredocOpening 
       expand = false;
       i = close;
     } else if (char === "\\") {
-      expand = false;
       name += line.charAt(++i);
     } else {
       name += char;

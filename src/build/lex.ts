@@ -1,3 +1,4 @@
+import { type CheckPolicy, parseCheckPolicy } from "./check-policy.ts";
 import { type Heredoc, heredocOpenings } from "./heredoc.ts";
 import { Passage } from "./passage.ts";
 import { dockerfileError, type Location, quoted, type Source } from "./source.ts";
@@ -12,7 +13,7 @@ const maxInstructions = 10_000;
 export interface Directives {
   syntax?: string;
   escape?: string;
-  check?: string;
+  check?: CheckPolicy;
 }
 
 /** One instruction: its keyword, its arguments as one line, and the heredocs that follow it. */
@@ -85,10 +86,12 @@ function readDirectives(source: Source): { directives: Directives; escape: strin
     if (match === null) break;
     const key = match[1]?.toLowerCase();
     const value = match[2]?.trimEnd() ?? "";
-    if (key !== "syntax" && key !== "escape" && key !== "check") continue;
+    // What is no directive is a comment, and behind a comment no directive is looked for.
+    if (key !== "syntax" && key !== "escape" && key !== "check") break;
     const at = { source, line: index + 1, column: 1 };
     if (directives[key] !== undefined) throw dockerfileError(at, `the directive ${key} may stand once only.`);
-    directives[key] = value;
+    if (key === "check") directives.check = parseCheckPolicy(value, at);
+    else directives[key] = value;
     if (key !== "escape") continue;
     if (value !== "\\" && value !== "`") {
       throw dockerfileError(at, `the escape character must be \\ or \`, not ${quoted(value)}.`);

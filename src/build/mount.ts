@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import type { CopyOrigin } from "./origin.ts";
 import { resolvePath } from "./paths.ts";
 import { dockerfileError, type Location, quoted } from "./source.ts";
@@ -58,11 +59,12 @@ const keys: Readonly<Record<string, string>> = {
   readwrite: "readwrite",
 };
 
-const allowed: Readonly<Record<Mount["type"], readonly string[]>> = {
+const allowed: Readonly<Record<Mount["type"] | "ssh", readonly string[]>> = {
   bind: ["from", "source", "target", "readonly"],
   cache: ["from", "source", "target", "readonly", "id", "sharing", "mode", "uid", "gid"],
   tmpfs: ["target", "size"],
   secret: ["source", "id", "target", "required", "mode", "uid", "gid", "env"],
+  ssh: ["source", "id", "target", "required", "mode", "uid", "gid"],
 };
 
 /** What `parseMount` must know of the stage: how words expand, the working directory, and what `from` names. */
@@ -78,12 +80,14 @@ export function mountFrom(text: string): string | null {
   return field === undefined ? null : field.slice("from=".length);
 }
 
-/** Parses `type=cache,target=/x,…` (CSV). @throws BerthError naming the field that is wrong. */
-export function parseMount(text: string, at: Location, context: MountContext): Mount {
+/**
+ * Parses `type=cache,target=/x,…` (CSV). null: an ssh mount that the step can do without, for a build has no agent.
+ * @throws BerthError naming the field that is wrong.
+ */
+export function parseMount(text: string, at: Location, context: MountContext): Mount | null {
   const options = readOptions(text, at, context.expand);
   const type = options.get("type") ?? "bind";
-  if (type === "ssh") throw dockerfileError(at, "ssh mounts are not supported yet; use a secret mount for a key.");
-  if (type !== "bind" && type !== "cache" && type !== "tmpfs" && type !== "secret") {
+  if (type !== "bind" && type !== "cache" && type !== "tmpfs" && type !== "secret" && type !== "ssh") {
     throw dockerfileError(at, `there is no mount type ${quoted(type)}${didYouMean(type, Object.keys(allowed)) || "."}`);
   }
   for (const key of options.keys()) {
@@ -94,11 +98,18 @@ export function parseMount(text: string, at: Location, context: MountContext): M
   const owner = { uid: number("uid", 10, 0), gid: number("gid", 10, 0) };
   const from = options.get("from");
   const target = options.get("target");
+  if (type === "ssh") {
+    if (!readBoolean(options.get("required"), "required", false, at)) return null;
+    throw dockerfileError(
+      at,
+      "a build has no ssh agent, so no ssh mount can be required; use a secret mount for a key.",
+    );
+  }
   if (type === "secret") {
     const id = options.get("id") ?? options.get("source") ?? target?.split("/").pop() ?? "";
     if (id === "") throw dockerfileError(at, "a secret mount needs an id or a target.");
     const env = options.get("env") ?? null;
-    const path = target ?? (env === null ? `/run/secrets/${id}` : null);
+    const path = target ?? (env === null ? `/run/secrets/${posix.basename(id)}` : null);
     return {
       type,
       id,
@@ -109,8 +120,7 @@ export function parseMount(text: string, at: Location, context: MountContext): M
       ...owner,
     };
   }
-  if (target === undefined || target === "") throw dockerfileError(at, `a ${type} mount needs a target.`);
-  const path = resolvePath(context.cwd, target);
+  const path = resolvePath(context.cwd, target ?? "");
   if (path === "/") throw dockerfileError(at, "a mount can't cover the root directory.");
   if (type === "tmpfs") return { type, target: path, size: readSize(options.get("size"), at) };
   const source = resolvePath("/", options.get("source") ?? "/");
@@ -131,7 +141,7 @@ export function parseMount(text: string, at: Location, context: MountContext): M
   return {
     type,
     target: path,
-    id: options.get("id") ?? path,
+    id: options.get("id") ?? posix.normalize(target ?? ""),
     sharing,
     readOnly: readBoolean(options.get("readonly"), "readonly", false, at),
     origin: from === undefined ? null : context.origin(from),

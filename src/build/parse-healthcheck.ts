@@ -54,11 +54,11 @@ const units: Readonly<Record<string, number>> = { ns: 1, us: 1e3, µs: 1e3, ms: 
 /** Go's durations, `1m30s` or `1.5h`, in nanoseconds; 0 when absent. */
 function parseDuration(text: string | null, name: string, at: Location): number {
   if (text === null || text === "0") return 0;
-  if (!/^(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+$/.test(text)) {
+  if (!/^(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))+$/.test(text)) {
     throw dockerfileError(at, `--${name} must be a duration such as 30s or 1m30s, not ${quoted(text)}.`);
   }
   let total = 0;
-  for (const [, number, unit] of text.matchAll(/(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)/g)) {
+  for (const [, number, unit] of text.matchAll(/(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)/g)) {
     total += Number(number) * (units[unit ?? ""] ?? 0);
   }
   if (total !== 0 && total < 1e6) throw dockerfileError(at, `--${name} must be at least 1ms.`);

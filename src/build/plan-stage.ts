@@ -12,7 +12,7 @@ import { planCopy } from "./plan-copy.ts";
 import { proxyNames, Scope } from "./scope.ts";
 import { dockerfileError, type Location, quoted } from "./source.ts";
 import type { RunStep, StagePlan, Step, StepBody } from "./step.ts";
-import { looksSecret, type Warning } from "./warning.ts";
+import { type CheckName, looksSecret, type Warning } from "./warning.ts";
 
 /** What a stage leaves to the stages that build on it. */
 export interface StageEnd {
@@ -156,8 +156,8 @@ class StagePlanner {
     return resolvePath("/", this.#config.WorkingDir ?? "/");
   }
 
-  #warn(code: Warning["code"], message: string, at: Location): void {
-    this.#context.warnings.push({ code, message, line: at.line });
+  #warn(check: CheckName, message: string, at: Location): void {
+    this.#context.warnings.push({ check, message, at });
   }
 
   #origin(from: string, at: Location): CopyOrigin {
@@ -167,14 +167,16 @@ class StagePlanner {
 
   #arg(instruction: ArgInstruction): void {
     const given = this.#context.options.args;
+    const { at } = instruction;
     const shown: string[] = [];
-    for (const { name, value } of instruction.args) {
-      this.#warnIfSecret("ARG", name, instruction.at);
-      const chosen = Object.hasOwn(given, name)
-        ? given[name]
-        : value === null
-          ? this.#context.globals.variables.get(name)
-          : this.#word(value, instruction.at);
+    // All of one instruction is expanded with the variables from before it.
+    const args = instruction.args.map((arg) => ({
+      name: this.#word(arg.name, at),
+      value: arg.value === null ? null : this.#word(arg.value, at),
+    }));
+    for (const { name, value } of args) {
+      this.#warnIfSecret("ARG", name, at);
+      const chosen = Object.hasOwn(given, name) ? given[name] : (value ?? this.#context.globals.variables.get(name));
       this.#scope.args.set(name, chosen);
       if (chosen !== undefined) this.#scope.variables.set(name, chosen);
       shown.push(chosen === undefined ? name : `${name}=${chosen}`);
@@ -187,7 +189,7 @@ class StagePlanner {
     const keyword = instruction.kind.toUpperCase();
     // All values of one instruction are expanded with the variables from before it.
     const pairs = instruction.pairs.map(({ name, value, legacy }) => {
-      if (legacy) this.#warn("legacy_key_value", `${keyword} ${name} … should be written ${keyword} ${name}=…`, at);
+      if (legacy) this.#warn("LegacyKeyValueFormat", `${keyword} ${name} … should be written ${keyword} ${name}=…`, at);
       return [this.#word(name, at), this.#word(value, at)] as const;
     });
     for (const [name, value] of pairs) {
@@ -207,7 +209,11 @@ class StagePlanner {
 
   #warnIfSecret(keyword: string, name: string, at: Location): void {
     if (!looksSecret(name)) return;
-    this.#warn("secret_in_variable", `${keyword} ${name} stays readable in the image; use RUN --mount=type=secret`, at);
+    this.#warn(
+      "SecretsUsedInArgOrEnv",
+      `${keyword} ${name} stays readable in the image; use RUN --mount=type=secret`,
+      at,
+    );
   }
 
   #shell(line: string): string[] {
@@ -218,7 +224,7 @@ class StagePlanner {
     const { command, at } = instruction;
     const keyword = instruction.kind.toUpperCase();
     if (command.form === "shell" && this.#config.Shell === undefined) {
-      this.#warn("json_args_recommended", `${keyword} in the JSON form lets signals reach the program`, at);
+      this.#warn("JSONArgsRecommended", `${keyword} in the JSON form lets signals reach the program`, at);
     }
     const args = command.form === "exec" ? command.args : this.#shell(command.text);
     if (instruction.kind === "cmd") {
@@ -236,7 +242,7 @@ class StagePlanner {
     const written = this.#word(instruction.path, at);
     if (written === "") throw dockerfileError(at, "WORKDIR is empty.");
     if (!written.startsWith("/") && !this.#steps.some((step) => step.kind === "workdir")) {
-      this.#warn("relative_workdir", "the first WORKDIR should be absolute, not relative to the base image's", at);
+      this.#warn("WorkdirRelativePath", "the first WORKDIR should be absolute, not relative to the base image's", at);
     }
     const path = resolvePath(this.#cwd(), written);
     if (isKernelPath(path)) throw dockerfileError(at, `WORKDIR can't be in ${quoted(path)}: it belongs to the kernel.`);
@@ -251,6 +257,8 @@ class StagePlanner {
       .flatMap((text) => {
         const some = exposedPorts(text);
         if (some === null) throw dockerfileError(at, `${quoted(text)} is no port; one is 80, 53/udp or 8000-8010.`);
+        if (/[A-Z]/.test(text)) this.#warn("ExposeProtoCasing", `the protocol of ${text} should be in lower case`, at);
+        if (text.includes(":")) this.#warn("ExposeInvalidFormat", `of ${text} only the container's port counts`, at);
         return some;
       });
     this.#config.ExposedPorts = {
@@ -266,13 +274,14 @@ class StagePlanner {
     const argv = command.form === "exec" ? command.args : this.#shell(command.text);
     if (argv.length === 0) throw dockerfileError(at, "RUN needs a command.");
     const cwd = this.#cwd();
-    const mounts = instruction.mounts.map((mount) =>
-      parseMount(mount.text, mount.at, {
-        expand: (text) => this.#word(text, mount.at),
+    const mounts = instruction.mounts.flatMap((mount) => {
+      const context = {
+        expand: (text: string) => this.#word(text, mount.at),
         cwd,
-        origin: (from) => this.#origin(from, mount.at),
-      }),
-    );
+        origin: (from: string) => this.#origin(from, mount.at),
+      };
+      return parseMount(mount.text, mount.at, context) ?? [];
+    });
     const { args, variables } = this.#scope;
     const shownArgs = [...args.keys()].map((name) => `${name}=${variables.get(name) ?? ""}`);
     const prefix = shownArgs.length === 0 ? [] : [`|${shownArgs.length}`, ...shownArgs];

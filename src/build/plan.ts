@@ -1,12 +1,18 @@
+import { BerthError } from "../core/errors.ts";
 import type { ImageConfig } from "../core/image.ts";
+import { applyPolicy, everyCheck, parseCheckPolicy } from "./check-policy.ts";
 import type { Dockerfile } from "./dockerfile.ts";
-import { type NeededImage, resolveGraph, targetStage } from "./graph.ts";
+import { type Graph, type NeededImage, resolveGraph, targetStage } from "./graph.ts";
 import type { PlanOptions } from "./options.ts";
 import { planStage, type StageEnd } from "./plan-stage.ts";
 import { platformArgs } from "./platform-args.ts";
-import { globalScope, proxyNames, type Scope } from "./scope.ts";
+import { builtInArgs, globalScope, proxyNames, type Scope } from "./scope.ts";
+import { quoted } from "./source.ts";
 import type { BuildPlan, StagePlan } from "./step.ts";
 import type { Warning } from "./warning.ts";
+
+/** The build argument that stands in for a `check` directive. */
+const checkArg = "BUILDKIT_DOCKERFILE_CHECK";
 
 /**
  * The images that the target reads and `known` lacks. An image may carry triggers that read further ones, so ask until
@@ -46,8 +52,40 @@ export function planBuild(
   if (last !== undefined && Object.keys(options.labels).length > 0) {
     last.config = { ...last.config, Labels: { ...last.config.Labels, ...options.labels } };
   }
-  warnings.push(...unusedArgs(dockerfile, options));
-  return { stages, target: graph.target, images: [...graph.images.keys()], warnings };
+  warnings.push(...checkDefaults(dockerfile, options, graph), ...unusedArgs(dockerfile, options));
+  return {
+    stages,
+    target: graph.target,
+    images: [...graph.images.keys()],
+    warnings: heeded(dockerfile, options, warnings),
+  };
+}
+
+/** The warnings about the Dockerfile itself (a base's triggers are not its author's) that its checks let through. */
+function heeded({ source, directives }: Dockerfile, options: PlanOptions, warnings: readonly Warning[]): Warning[] {
+  const given = Object.hasOwn(options.args, checkArg) ? options.args[checkArg] : undefined;
+  const start = { source, line: 1, column: 1 };
+  const policy = given === undefined ? (directives.check ?? everyCheck) : parseCheckPolicy(given, start);
+  return applyPolicy(
+    warnings.filter(({ at }) => at.source === source),
+    policy,
+  );
+}
+
+/** A FROM that names nothing unless an argument is given. */
+function checkDefaults(dockerfile: Dockerfile, options: PlanOptions, graph: Graph): Warning[] {
+  try {
+    const defaults = global(dockerfile, { ...options, args: {} }, []);
+    return graph.stages.flatMap(({ stage: { from } }) => {
+      if (defaults.word(from.base, from.at) !== "") return [];
+      const message = `without a build argument the base ${quoted(from.base)} is empty`;
+      return [{ check: "InvalidDefaultArgInFrom", message, at: from.at }];
+    });
+  } catch (error) {
+    // `${x:?…}`: without the argument there is no build at all, which is what its author wants.
+    if (error instanceof BerthError) return [];
+    throw error;
+  }
 }
 
 function global(dockerfile: Dockerfile, options: PlanOptions, warnings: Warning[]): Scope {
@@ -64,10 +102,10 @@ function unusedArgs(dockerfile: Dockerfile, options: PlanOptions): Warning[] {
     ),
   ]);
   return Object.keys(options.args)
-    .filter((name) => !declared.has(name) && !proxyNames.has(name))
+    .filter((name) => !declared.has(name) && !proxyNames.has(name) && !builtInArgs.test(name))
     .map((name) => ({
-      code: "unused_build_arg",
+      check: "UnusedBuildArg",
       message: `no ARG declares the build argument ${name.slice(0, 80)}`,
-      line: 1,
+      at: { source: dockerfile.source, line: 1, column: 1 },
     }));
 }

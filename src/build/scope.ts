@@ -1,12 +1,16 @@
 import { expand } from "./expand.ts";
 import type { ArgInstruction } from "./instruction.ts";
 import type { Location } from "./source.ts";
-import type { Warning } from "./warning.ts";
+import { didYouMean } from "./suggest.ts";
+import type { CheckName, Warning } from "./warning.ts";
 
 /** Build arguments that need no ARG: they are in RUN's environment, but in no key, history or image. */
 export const proxyNames: ReadonlySet<string> = new Set(
   ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"].flatMap((name) => [name, name.toLowerCase()]),
 );
+
+/** Build arguments that tell a builder something and need no ARG. */
+export const builtInArgs = /^(?:BUILDKIT_\w+|SOURCE_DATE_EPOCH)$/;
 
 /**
  * The variables at one point of a stage. ARG and ENV share one space, as in BuildKit: the later of two with one name
@@ -18,15 +22,19 @@ export class Scope {
   readonly args: Map<string, string | undefined>;
   readonly #escape: string;
   readonly #warnings: Warning[];
+  /** What a variable that is not set is a case of. */
+  readonly #check: CheckName;
 
   constructor(
     escape: string,
     warnings: Warning[],
     variables: ReadonlyMap<string, string>,
     args: ReadonlyMap<string, string | undefined> = new Map(),
+    check: CheckName = "UndefinedVar",
   ) {
     this.#escape = escape;
     this.#warnings = warnings;
+    this.#check = check;
     this.variables = new Map(variables);
     this.args = new Map(args);
   }
@@ -60,7 +68,8 @@ export class Scope {
   #warn(unset: readonly string[], at: Location): void {
     for (const name of unset) {
       if (this.args.has(name)) continue;
-      this.#warnings.push({ code: "undefined_variable", message: `the variable ${name} is not set`, line: at.line });
+      const hint = didYouMean(name, [...this.variables.keys(), ...this.args.keys()]);
+      this.#warnings.push({ check: this.#check, message: `the variable ${name} is not set${hint}`, at });
     }
   }
 }
@@ -76,7 +85,7 @@ export function globalScope(
   escape: string,
   warnings: Warning[],
 ): Scope {
-  const scope = new Scope(escape, warnings, predefined);
+  const scope = new Scope(escape, warnings, predefined, new Map(), "UndefinedArgInFrom");
   for (const instruction of globalArgs) {
     for (const { name, value } of instruction.args) {
       const chosen = Object.hasOwn(given, name)

@@ -1,18 +1,36 @@
-/** Something in a Dockerfile that works but is probably not meant. `line` counts from 1. */
+import type { Location } from "./source.ts";
+
+/**
+ * What is looked for besides errors, under the names of BuildKit's build checks, which `# check=skip=…` uses.
+ * UnusedBuildArg is not one of BuildKit's.
+ */
+export type CheckName =
+  | "ConsistentInstructionCasing"
+  | "DuplicateStageName"
+  | "ExposeInvalidFormat"
+  | "ExposeProtoCasing"
+  | "FromAsCasing"
+  | "FromPlatformFlagConstDisallowed"
+  | "InvalidDefaultArgInFrom"
+  | "JSONArgsRecommended"
+  | "LegacyKeyValueFormat"
+  | "MaintainerDeprecated"
+  | "MultipleInstructionsDisallowed"
+  | "NoEmptyContinuation"
+  | "RedundantTargetPlatform"
+  | "ReservedStageName"
+  | "SecretsUsedInArgOrEnv"
+  | "StageNameCasing"
+  | "UndefinedArgInFrom"
+  | "UndefinedVar"
+  | "UnusedBuildArg"
+  | "WorkdirRelativePath";
+
+/** Something in a Dockerfile that works but is probably not meant. */
 export interface Warning {
-  code:
-    | "duplicate_stage"
-    | "empty_continuation"
-    | "json_args_recommended"
-    | "legacy_key_value"
-    | "maintainer_deprecated"
-    | "relative_workdir"
-    | "secret_in_variable"
-    | "stage_name_casing"
-    | "undefined_variable"
-    | "unused_build_arg";
+  check: CheckName;
   message: string;
-  line: number;
+  at: Location;
 }
 
 const secretWords = new Set([

@@ -21,10 +21,15 @@ test("a doubled escape does not continue; trailing blanks after an escape do not
 
 test("directives stand at the top, once each, and change the escape character", () => {
   const lexed = lex("# syntax=docker/dockerfile:1\n# Escape = `\n# check=skip=all\nRUN a `\n b\\\n");
-  expect(lexed.directives).toEqual({ syntax: "docker/dockerfile:1", escape: "`", check: "skip=all" });
+  expect(lexed.directives).toEqual({
+    syntax: "docker/dockerfile:1",
+    escape: "`",
+    check: { skip: "all", error: false },
+  });
   expect(lexed.instructions.map(({ args }) => args.text)).toEqual(["a  b\\"]);
   expect(lex("RUN x\n# escape=`\n").escape).toBe("\\");
   expect(lex("#\n# escape=`\n").escape).toBe("\\");
+  expect(lex("# unknown=1\n# escape=`\n").escape).toBe("\\");
   expect(() => lex("# escape=x\n")).toThrow(/:1:1: the escape character must be/);
   expect(() => lex("# escape=`\n# escape=`\n")).toThrow(/:2:1: the directive escape may stand once/);
 });

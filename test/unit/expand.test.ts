@@ -50,6 +50,7 @@ const cases: [string, string][] = [
   ["${path//\\//_}", "_usr_local_lib_a.tar.gz"],
   ["${path/l*l/-}", "/usr/-ib/a.tar.gz"],
   ["${x//?/ab}", "ababababab"],
+  ["${path/\\/usr/\\/opt}", "\\/opt/local/lib/a.tar.gz"],
   ["a\\", "a"],
 ];
 test.each(cases)("%s is %s", (word, expected) => {

@@ -50,7 +50,9 @@ export async function runBuild(
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();
     const { plan, images, tree } = await plannedBuild(request, context.tree, means, signal);
-    for (const { message, line } of plan.warnings) report.line(0, "info", `#0 warning: ${message} (line ${line})`);
+    for (const { check, message, at } of plan.warnings) {
+      report.line(0, "info", `#0 warning: ${message} (line ${at.line}, ${check})`);
+    }
     report.plan(plan.stages);
     const state = {
       means,
