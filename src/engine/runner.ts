@@ -3,6 +3,7 @@ import { type JobKind, type JobOutcome, outcomeOfError, shownError } from "../co
 import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, type Room, takeLost } from "../db/leases.ts";
 import { databaseError, isDatabaseAway } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
+import { armFailpoint, type ReachFailpoint } from "../isolation/failpoint.ts";
 import { coalesced } from "./coalesced.ts";
 import type { Services } from "./services.ts";
 import { Settler } from "./settler.ts";
@@ -31,6 +32,7 @@ export class JobRunner {
   readonly #handlers: Partial<Record<JobKind, JobHandler>>;
   readonly #atOnce: Record<JobKind, number>;
   readonly #settler: Settler;
+  readonly #reach: ReachFailpoint;
   /** Jobs whose lease this host keeps: they run, or how they ended is being written. */
   readonly #held = new Map<string, Held>();
   /** Those of them that run. */
@@ -48,6 +50,7 @@ export class JobRunner {
     this.#services = services;
     this.#handlers = handlers;
     this.#atOnce = atOnce;
+    this.#reach = armFailpoint(services.config.failpoint);
     this.#settler = new Settler(services.connection.sql, services.log);
     const told = (what: string) => (error: unknown) => services.log.warn({ err: error }, `${what} failed`);
     this.#claim = coalesced(() => this.#claimOnce(), told("claiming jobs"));
@@ -55,19 +58,21 @@ export class JobRunner {
   }
 
   start(): void {
-    const { wakeups, log } = this.#services;
-    const told = (error: unknown) => log.warn({ err: error }, "looking for jobs whose worker is gone failed");
-    this.#unsubscribe.push(
-      wakeups.subscribe(topics.jobs, this.#claim),
-      wakeups.subscribe(topics.cancels, this.#keepLeases),
-    );
-    this.#timers.push(
-      setInterval(this.#claim, 1000),
-      setInterval(this.#keepLeases, 1000),
-      setInterval(() => void this.#rescue(false).catch(told), (leaseSeconds * 1000) / 3),
-    );
-    // What this host ran before its worker was started needs no wait for its leases.
-    void this.#rescue(true).catch(told).finally(this.#claim);
+    // First, and without waiting for leases: what this host runs now, its worker before this one had claimed.
+    void this.#rescue(true).finally(() => {
+      if (this.#stopped) return;
+      const { wakeups } = this.#services;
+      this.#unsubscribe.push(
+        wakeups.subscribe(topics.jobs, this.#claim),
+        wakeups.subscribe(topics.cancels, this.#keepLeases),
+      );
+      this.#timers.push(
+        setInterval(this.#claim, 1000),
+        setInterval(this.#keepLeases, 1000),
+        setInterval(() => void this.#rescue(false), (leaseSeconds * 1000) / 3),
+      );
+      this.#claim();
+    });
   }
 
   /** Whether no job of this host is running. */
@@ -120,6 +125,7 @@ export class JobRunner {
   async #attempt(held: Held): Promise<void> {
     const { job, abort } = held;
     let outcome: JobOutcome;
+    this.#reach("job.claimed");
     try {
       const handler = this.#handlers[job.kind];
       if (handler === undefined) throw new BerthError("not_supported", `This worker does not do ${job.kind} jobs.`);
@@ -127,11 +133,13 @@ export class JobRunner {
     } catch (error) {
       outcome = this.#outcomeOf(error, held);
     }
+    this.#reach("job.ended");
     this.#running.delete(held);
     this.#claim();
     if (!(await this.#settler.settle({ job, outcome }))) {
       this.#services.log.warn({ job: job.id }, "a job's lease was lost");
     }
+    this.#reach("job.settled");
   }
 
   #outcomeOf(thrown: unknown, { job, cancelRequested }: Held): JobOutcome {
@@ -164,10 +172,14 @@ export class JobRunner {
 
   async #rescue(own: boolean): Promise<void> {
     const { connection, host, log } = this.#services;
-    for (const job of await takeLost(connection.sql, host.id, { held: [...this.#held.keys()], own })) {
-      const outcome = outcomeOfLoss(job);
-      log.warn({ job: job.id, outcome: outcome.status }, "a job's worker is gone");
-      await this.#settler.settle({ job, outcome });
+    try {
+      for (const job of await takeLost(connection.sql, host.id, { held: [...this.#held.keys()], own })) {
+        const outcome = outcomeOfLoss(job);
+        log.warn({ job: job.id, outcome: outcome.status }, "a job's worker is gone");
+        await this.#settler.settle({ job, outcome });
+      }
+    } catch (error) {
+      log.warn({ err: error }, "looking for jobs whose worker is gone failed");
     }
   }
 }

@@ -1,7 +1,8 @@
 /**
  * Places between every two effects of a start, release and removal, at which a test can have the worker killed to see
  * that the next one finds its way. `slot.*` is what makes a slot ready and `create.*` what makes a sandbox on it, in the pool or as the
- * beginning of a start; `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts).
+ * beginning of a start; `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts), and `job.*` and
+ * `build.*` between what an attempt at a job does and what it writes.
  */
 export const failpoints = [
   "slot.directory",
@@ -46,6 +47,13 @@ export const failpoints = [
   "converge.removed",
   "converge.forgotten",
   "converge.erased",
+  "job.claimed",
+  "build.begun",
+  "build.stepped",
+  "build.kept",
+  "build.recorded",
+  "job.ended",
+  "job.settled",
 ] as const;
 export type Failpoint = (typeof failpoints)[number];
 

@@ -40,6 +40,7 @@ afterAll(async () => {
 /** A runner of builds on the test's host. */
 function run(build: JobHandler): JobRunner {
   const services = {
+    config: { failpoint: null },
     connection: { sql: database.owner },
     wakeups,
     host: { id: hostId, session: 1 },

@@ -1,12 +1,12 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import type { TestHost } from "./sandboxes.ts";
+import type { Config } from "../../src/config.ts";
 
 /**
  * Everything that an instance has in the kernel and in its run directory, one line each, but for its worker. Found by
  * looking at the system as a stranger would, not by asking the code under test.
  */
-export function leftovers(host: { config: Pick<TestHost["config"], "instance" | "runDir" | "dataDir"> }): string[] {
+export function leftovers(host: { config: Pick<Config, "instance" | "runDir" | "dataDir"> }): string[] {
   const { instance, runDir, dataDir } = host.config;
   return [
     ...processes(runDir),
