@@ -9,7 +9,7 @@ import { listHostContainers } from "./db/inbox.ts";
 import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
-import { type Admission, openHost } from "./engine/host-identity.ts";
+import { type Admission, admitHost, type OpenedHost, openKnownHost } from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
@@ -42,20 +42,25 @@ interface Worker {
  * The composition root of the worker role: one per host, as root, in the host's pinned mount namespace. Order matters: the
  * sandboxes take the lock on the data directory before the session is opened, so that a newer session's holder is the
  * only process that drives this host.
+ * @param database resolves when it can be used; what needs none is done meanwhile
  */
-async function startWorker(config: Config, log: Log): Promise<Worker> {
+async function startWorker(config: Config, log: Log, database: Promise<void>): Promise<Worker> {
   const admission = await admissionOf(config);
   const sandboxes = await Sandboxes.open(config, log);
+  await database;
   const address = config.databaseUrl === null ? { socketDir: `${config.runDir}/db` } : { url: config.databaseUrl };
   const connection = connect(address, "owner");
   const agentAt = agentListen(config, "api" in admission);
-  const identityFile = `${config.dataDir}/worker/host.json`;
-  const opened = await openHost(connection.db, identityFile, await hostRegistration(config, agentAt), admission);
-  if (opened === null) {
-    // Of a host that was forgotten nobody wants anything any more.
-    await sandboxes.sweep([]);
-    throw new ConfigError("This host is not known, or was forgotten: BERTH_JOIN_TOKEN lets it join.");
+  const self = [`${config.dataDir}/worker/host.json`, await hostRegistration(config, agentAt), admission] as const;
+  const known = await openKnownHost(connection.db, ...self);
+  let opened: OpenedHost | null = null;
+  try {
+    opened = typeof known === "string" ? await admitHost(connection.db, ...self) : known;
+  } finally {
+    // What a forgotten host still runs nobody wants any more, whether it may come back or not.
+    if (opened === null && known === "forgotten") await sandboxes.sweep([]);
   }
+  if (opened === null) throw new ConfigError(`BERTH_JOIN_TOKEN: is needed, as this host is ${String(known)}`);
   const { rebooted, key, ...host } = opened;
   const openSealed =
     "api" in admission
@@ -154,8 +159,7 @@ async function admissionOf(config: Config): Promise<Admission> {
 async function main(): Promise<void> {
   const config = readConfig(process.env);
   const log = createLog("worker", config.logLevel);
-  await databaseReady();
-  const worker = await startWorker(config, log);
+  const worker = await startWorker(config, log, databaseReady());
   reportReady();
   const reason = await Promise.race([
     worker.lost,

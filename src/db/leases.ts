@@ -39,7 +39,7 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
  * Claims due jobs, as many as there is room for. Projects take turns: next comes the one that has the least running of a
  * kind, its oldest job first, and no project runs more of a kind than it may. The attempt is counted here, so that a job
  * that kills its worker is not tried for ever; and a host runs one suspect at a time, so that the next death of a worker
- * takes none along that had died before. Claims of all hosts follow one another, since each counts what runs.
+ * takes none along that had died before. A host that is drained gets none. Claims of all hosts follow one another, since each counts what runs.
  */
 export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
@@ -49,7 +49,8 @@ export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise
       locked,
       tx<ClaimedJob[]>`
         with recursive room (kind, n) as (
-          select * from unnest(${kinds}::text[], ${counts}::int[])),
+          select * from unnest(${kinds}::text[], ${counts}::int[])
+          where not exists (select from hosts where id = ${hostId} and state = 'draining')),
         lane as (
           (select project_id, kind from jobs where status = 'queued' order by project_id, kind limit 1)
           union all

@@ -23,20 +23,30 @@ export interface OpenedHost extends HostIdentity {
 export type Admission = { secretKey: string } | { api: InternalApi; joinToken: string | null };
 
 /**
- * Finds out which host this is and opens its next session. A host is what its data directory says: `file` keeps its id, and
- * the key that it was given when it joined (0600). One that is new, or was forgotten, is registered.
- * Null: it needs a join token.
+ * Opens the next session of the host that this is. A host is what its data directory says: `file` keeps its id, and the key
+ * that it was given when it joined (0600).
+ * @throws BerthError `name_taken`
+ */
+export async function openKnownHost(
+  db: Db,
+  file: string,
+  registration: HostRegistration,
+  admission: Admission,
+): Promise<OpenedHost | "new" | "forgotten"> {
+  const kept = await readIdentity(file, admission);
+  return kept === null ? "new" : ((await begin(db, kept, registration)) ?? "forgotten");
+}
+
+/**
+ * Registers the host, keeps its identity and opens its first session. Null: it needs a join token.
  * @throws BerthError `name_taken`, `unauthorized` for a token that can't be used, `unavailable`
  */
-export async function openHost(
+export async function admitHost(
   db: Db,
   file: string,
   registration: HostRegistration,
   admission: Admission,
 ): Promise<OpenedHost | null> {
-  const kept = await readIdentity(file, admission);
-  const known = kept === null ? null : await begin(db, kept, registration);
-  if (known !== null) return known;
   const admitted = await admit(db, registration, admission);
   if (admitted === null) return null;
   await keepIdentity(file, "secretKey" in admission ? { id: admitted.id } : admitted);

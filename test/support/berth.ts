@@ -59,25 +59,36 @@ export class Instance {
   readonly config: Config;
   readonly #clone: string;
   readonly #env: Record<string, string>;
+  readonly #enter: readonly string[];
   readonly #runs: Run[] = [];
 
-  private constructor(clone: string, env: Record<string, string>) {
+  private constructor(clone: string, env: Record<string, string>, enter: readonly string[]) {
     this.#clone = clone;
+    this.#enter = enter;
     this.#env = { PATH: process.env.PATH ?? "", ...env };
     this.config = readConfig(env);
   }
 
-  static async create(env: Record<string, string> = {}, clone: string = ownClone): Promise<Instance> {
+  /** `enter`: argv before a program, such as one that enters a network namespace. */
+  static async create(
+    env: Record<string, string> = {},
+    clone: string = ownClone,
+    enter: readonly string[] = [],
+  ): Promise<Instance> {
     const dir = mkdtempSync(join(tmpdir(), "berth-e2e-"));
     chmodSync(dir, 0o711);
     const [port, first] = [await freePort(), await freePort()];
-    return new Instance(clone, {
-      BERTH_DATA_DIR: join(dir, "data"),
-      BERTH_LISTEN: `127.0.0.1:${String(port)}`,
-      BERTH_PORT_RANGE: `${String(first)}-${String(Math.min(first + 100, 65_535))}`,
-      BERTH_DEMO: "0",
-      ...env,
-    });
+    return new Instance(
+      clone,
+      {
+        BERTH_DATA_DIR: join(dir, "data"),
+        BERTH_LISTEN: `127.0.0.1:${String(port)}`,
+        BERTH_PORT_RANGE: `${String(first)}-${String(Math.min(first + 100, 65_535))}`,
+        BERTH_DEMO: "0",
+        ...env,
+      },
+      enter,
+    );
   }
 
   get url(): string {
@@ -90,19 +101,20 @@ export class Instance {
 
   /** Starts the supervisor; `until(/Ready/)` on it waits. */
   start(env: Record<string, string> = {}): Run {
-    const run = new Run([process.execPath, join(this.#clone, "infra/bootstrap.mjs"), "start"], {
-      ...this.#env,
-      ...env,
-    });
+    const run = new Run(this.#argv("start"), { ...this.#env, ...env });
     this.#runs.push(run);
     return run;
   }
 
   /** `npm run down`. */
   async down(): Promise<Run> {
-    const run = new Run([process.execPath, join(this.#clone, "infra/bootstrap.mjs"), "down"], this.#env);
+    const run = new Run(this.#argv("down"), this.#env);
     await run.ended;
     return run;
+  }
+
+  #argv(command: string): string[] {
+    return [...this.#enter, process.execPath, join(this.#clone, "infra/bootstrap.mjs"), command];
   }
 
   /** Ends and removes all of it, also when a test has failed half-way. */

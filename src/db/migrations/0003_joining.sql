@@ -46,13 +46,13 @@ create function berth_forget_host(gone text) returns boolean
   language plpgsql security definer set search_path = public
   as $$
 declare
-  name text;
+  lost_name text;
 begin
-  select h.name into name from hosts h where h.id = gone and berth_host_state(h) = 'lost' for update;
+  select h.name into lost_name from hosts h where h.id = gone and berth_host_state(h) = 'lost' for update;
   if not found then return false; end if;
   insert into events (project_id, type, subject_id, data)
     select c.project_id, 'container.removed', c.id, jsonb_build_object('reason', 'host_lost',
-      'detail', format('The host %s was lost and is forgotten, and the container with it.', name), 'name', c.name)
+      'detail', format('The host %s was lost and is forgotten, and the container with it.', lost_name), 'name', c.name)
     from containers c where c.host_id = gone;
   perform pg_notify('berth', c.id), pg_notify('berth', 'events:' || c.project_id) from containers c where c.host_id = gone;
   delete from containers where host_id = gone;
