@@ -89,11 +89,16 @@ export class Bucket implements FarBlobs {
     await this.#expect(204, { method: "DELETE", key: this.#key(digest) });
   }
 
-  /** The digests of all blobs, in pages of a thousand. */
-  async *list(): AsyncGenerator<string, void> {
+  /** The digests of all blobs, asked for in pages. */
+  async *list(pageSize = 1_000): AsyncGenerator<string, void> {
     const prefix = `${this.#place.prefix}sha256/`;
     for (let after = ""; ; ) {
-      const query = { "list-type": "2", prefix, ...(after === "" ? {} : { "start-after": after }) };
+      const query = {
+        "list-type": "2",
+        "max-keys": String(pageSize),
+        prefix,
+        ...(after === "" ? {} : { "start-after": after }),
+      };
       const page = await this.#expect(200, { method: "GET", query });
       const keys = [...page.matchAll(/<Key>([^<]*)<\/Key>/g)].map(([, key = ""]) => key);
       for (const key of keys) {

@@ -36,7 +36,7 @@ const leftovers = () => readdir(join(directory, "store/tmp"));
 describe("the endpoint", () => {
   const ask = (
     path: string,
-    init: RequestInit & { headers?: Record<string, string> } = {},
+    init: Omit<RequestInit, "headers"> & { headers?: Record<string, string> } = {},
     key: keyof typeof hosts = "key-a",
   ) =>
     fetch(`${api.url}/internal/blobs/${path}`, {
