@@ -82,11 +82,14 @@ export async function readContainer(sql: Sql, hostId: string, id: string): Promi
   return rows[0] ?? null;
 }
 
-/** The containers of this host whose wish was changed since the worker last settled them. */
+/**
+ * The containers of this host whose wish was changed since the worker last settled them. All of them: those that take long,
+ * such as for their image, must not hide the ones behind them.
+ */
 export async function readInbox(sql: Sql, hostId: string): Promise<InboxContainer[]> {
   return sql<InboxContainer[]>`
     select ${columns(sql)} from containers c where c.host_id = ${hostId} and c.wanted_rev <> c.seen_rev
-    order by c.created_at limit 500`;
+    order by c.created_at`;
 }
 
 /** Every container of this host, for adoption and for the comparison with the kernel. */

@@ -52,6 +52,16 @@ describe("the inbox of a host", () => {
     expect((await readInbox(database.owner, fence.hostId)).some((each) => each.id === container.id)).toBe(false);
   });
 
+  it("shows the newest wish, however many older ones are still under way", async () => {
+    await database.owner`
+      insert into containers (id, project_id, host_id, name, spec, image_reference, cpus, memory, pids, disk, wanted, created_at)
+      select 'ctr_old' || n, ${projectId}, ${fence.hostId}, 'old' || n, '{}', 'slow:1', 1, 1, 1, 1, 'running', now() - interval '1 hour'
+      from generate_series(1, 700) n`;
+    const { id } = await create();
+    expect((await readInbox(database.owner, fence.hostId)).map((each) => each.id)).toContain(id);
+    await database.owner`delete from containers where image_reference = 'slow:1'`;
+  });
+
   it("writes the row and its event together and wakes those who wait", async () => {
     const container = await create();
     const wakeups = await Wakeups.open(database.owner);
