@@ -5,14 +5,14 @@ import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { BerthError } from "../../src/core/errors.ts";
-import type { GitSource } from "../../src/core/git-source.ts";
+import type { GitAuth, GitSource } from "../../src/core/git-source.ts";
 import { type GitMeans, gitContext } from "../../src/engine/build/git-context.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { OutboundPolicy } from "../../src/image/outbound.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { type BuildWorker, startBuildWorker } from "../support/builds.ts";
-import { type GitServer, startGitServer } from "../support/git-server.ts";
+import { type GitServer, gitLogin, startGitServer } from "../support/git-server.ts";
 
 /** A host id that nothing has: above all blocks of instances. */
 const uid = 2_000_000_000 + process.pid;
@@ -75,7 +75,7 @@ const at = (path: string, host = "127.0.0.1") => `http://${host}:${server.port}$
 /** Fetches, and reads the tar: path → mode and content or link. */
 async function fetched(
   source: Partial<GitSource>,
-  more: { outbound?: GitMeans["outbound"]; signal?: AbortSignal; report?: BuildReport } = {},
+  more: { outbound?: GitMeans["outbound"]; signal?: AbortSignal; auth?: GitAuth } = {},
 ): Promise<{ source: GitSource; files: Record<string, string>; log: string[] }> {
   const log: string[] = [];
   const report = new BuildReport((lines) => {
@@ -88,7 +88,7 @@ async function fetched(
     scratch: join(directory, "scratch"),
     sandboxes: { takeSlot: () => ++taken, idBaseOf: () => uid, freeSlot: () => taken-- },
     outbound: more.outbound ?? loopback,
-    gitAuth: null,
+    gitAuth: more.auth ?? null,
     fetched: (result) => {
       known.push(result);
       return Promise.resolve();
@@ -180,6 +180,30 @@ test("private addresses are refused before anything connects, by any name, unles
 test("git connects to the address that was checked, whatever the name resolves to", async () => {
   const outbound = { addressesOf: () => Promise.resolve(["127.0.0.1"]) };
   expect((await fetched({ url: at("/site.git", "git.invalid") }, { outbound })).source.commit).toBe(head);
+});
+
+test("a private repository is for who has its credentials; they are on no command line", async () => {
+  const url = at("/private.git");
+  expect((await fetched({ url }, { auth: gitLogin })).source.commit).toBe(head);
+  expect(await refusal({ url })).toMatchObject({ code: "repository_denied" });
+  const wrong = await refusal({ url }, { auth: { ...gitLogin, password: "hunter3" } });
+  expect(wrong.code).toBe("git_auth_failed");
+  expect(wrong.message).not.toContain("hunter");
+
+  const cancel = new AbortController();
+  const waiting = refusal({ url: at("/hang.git") }, { signal: cancel.signal, auth: gitLogin });
+  await expect.poll(() => processesOf(uid).length).toBeGreaterThanOrEqual(2);
+  await server.hanging;
+  const of = (file: string) =>
+    processesOf(uid)
+      .map((pid) => readFileSync(`/proc/${pid}/${file}`, "latin1"))
+      .join("\n");
+  const basic = Buffer.from(`${gitLogin.username}:${gitLogin.password}`).toString("base64");
+  // The probe finds it where it is: in the environment, which is for the id and root alone.
+  expect(of("environ")).toContain(basic);
+  expect(of("cmdline")).not.toMatch(new RegExp(`hunter|${basic}`));
+  cancel.abort(new BerthError("cancelled", "It was cancelled."));
+  expect(await waiting).toMatchObject({ code: "cancelled" });
 });
 
 test("git runs as an id of its own; a cancelled fetch ends at once and leaves no process", async () => {

@@ -7,8 +7,8 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
 /**
- * `git http-backend` on a loopback port, with the repository `/site.git`. Besides it: `/denied.git` asks for credentials,
- * `/moved.git` redirects to it, `/hang.git` never answers.
+ * `git http-backend` on a loopback port, with the repository `/site.git`. Besides it: `/private.git` is the same for who has
+ * the credentials, `/denied.git` is for nobody, `/moved.git` redirects to it, `/hang.git` never answers.
  */
 export interface GitServer {
   port: number;
@@ -21,6 +21,9 @@ export interface GitServer {
   git(...args: string[]): string;
   close(): Promise<void>;
 }
+
+/** Of `/private.git`. */
+export const gitLogin = { username: "ada", password: "hunter2: of the repository" };
 
 export async function startGitServer(): Promise<GitServer> {
   const directory = mkdtempSync(join(tmpdir(), "berth-git-test-"));
@@ -46,9 +49,12 @@ export async function startGitServer(): Promise<GitServer> {
     const path = request.url ?? "/";
     requests.push(path);
     if (path.startsWith("/hang.git")) return hangs();
-    if (path.startsWith("/denied.git")) response.writeHead(401, { "www-authenticate": 'Basic realm="x"' }).end();
+    const basic = Buffer.from(`${gitLogin.username}:${gitLogin.password}`).toString("base64");
+    const allowed = path.startsWith("/private.git") && request.headers.authorization === `Basic ${basic}`;
+    if (/^\/(?:denied|private)\.git/.test(path) && !allowed)
+      response.writeHead(401, { "www-authenticate": 'Basic realm="x"' }).end();
     else if (path.startsWith("/moved.git")) response.writeHead(302, { location: path.replace("moved", "site") }).end();
-    else backend(directory, request, response);
+    else backend(directory, path.replace("private", "site"), request, response);
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -79,8 +85,8 @@ export async function startGitServer(): Promise<GitServer> {
 }
 
 /** One request as CGI (RFC 3875). */
-function backend(root: string, request: IncomingMessage, response: ServerResponse): void {
-  const url = new URL(request.url ?? "/", "http://server");
+function backend(root: string, path: string, request: IncomingMessage, response: ServerResponse): void {
+  const url = new URL(path, "http://server");
   const child = spawn("git", ["http-backend"], {
     env: {
       PATH: process.env.PATH,
