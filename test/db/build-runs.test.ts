@@ -14,7 +14,7 @@ import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { type ClaimedJob, claimJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
-import { neededBlobs } from "../../src/db/upkeep.ts";
+import { neededBlobs } from "../../src/db/unneeded-blobs.ts";
 import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
@@ -77,7 +77,7 @@ test("a build's log, steps and image are written by who holds its lease, and by 
   expect((await beginBuild(db, job))?.request).toEqual({ tags: ["web:1"], source });
   // The tar is needed for as long as the build may read it.
   await database.owner`update builds set status = 'running' where id = ${buildId}`;
-  expect(await neededBlobs(db)).toContain(context);
+  expect(await neededBlobs(database.owner)).toContain(context);
 
   const digest = `sha256:${"3".repeat(64)}`;
   const image = {
