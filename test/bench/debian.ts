@@ -30,7 +30,7 @@ export async function debianBase(): Promise<DebianBase | null> {
   await mkdir(directory, { recursive: true });
   const tar = `${directory}debian.tar`;
   if (!(await exists(tar))) {
-    await promisify(execFile)("mmdebstrap", ["--variant=minbase", "--quiet", "bookworm", `${tar}.new`]);
+    await promisify(execFile)("mmdebstrap", ["--variant=minbase", "--quiet", "--format=tar", "bookworm", `${tar}.new`]);
     await rename(`${tar}.new`, tar);
   }
   const end = await contentEnd(tar);
