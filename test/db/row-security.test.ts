@@ -19,6 +19,9 @@ const tenantTables = [
   "ports",
   "events",
   "idempotency_keys",
+  "sources",
+  "source_heads",
+  "deliveries",
 ] as const;
 
 beforeAll(async () => {
@@ -40,6 +43,11 @@ beforeAll(async () => {
       values (${`prt_${p}`}, ${p}, ${`ctr_${p}`}, 'hst_1', 80, ${p === "prj_mine" ? 8000 : 8001}, 'tcp')`;
     await owner`insert into events (project_id, type, subject_id) values (${p}, 't', 's')`;
     await owner`insert into idempotency_keys (project_id, key, request_hash, status, response) values (${p}, 'k', 'x', 200, '{}')`;
+    await owner`insert into sources (id, project_id, name, provider, build, secret_sealed)
+      values (${`src_${p}`}, ${p}, 'web', 'berth', '{}', 's')`;
+    await owner`insert into source_heads (source_id, project_id, ref) values (${`src_${p}`}, ${p}, 'HEAD')`;
+    await owner`insert into deliveries (id, source_id, project_id, delivery_key, event, status)
+      values (${`dlv_${p}`}, ${`src_${p}`}, ${p}, 'k', 'push', 'ignored')`;
     await owner`insert into tokens (id, project_id, role, hash) values (${`tok_${p}`}, ${p}, 'admin', ${tokenHash(p)})`;
   }
 });

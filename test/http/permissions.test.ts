@@ -29,7 +29,7 @@ let api: TestApi;
 let mine: TestProject;
 let theirs: TestProject;
 /** What the other project has, by the path parameter that names it. */
-const foreign = { container: "", port: "", build: "", job: "", token: "" };
+const foreign = { container: "", port: "", build: "", job: "", token: "", source: "", delivery: "" };
 const digest = `sha256:${"b".repeat(64)}`;
 
 beforeAll(async () => {
@@ -62,6 +62,11 @@ beforeAll(async () => {
     role: "viewer",
   });
   foreign.token = token.body.id;
+  const source = { name: "secret", provider: "generic", url: "https://git.example/secret.git" };
+  foreign.source = (await ask<{ id: string }>(api.app, theirs.tokens.deployer, "POST", "/v1/sources", source)).body.id;
+  foreign.delivery = (
+    await ask<{ id: string }>(api.app, theirs.tokens.deployer, "POST", `/v1/sources/${foreign.source}/build`)
+  ).body.id;
   await api.database.owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
     values (${theirs.id}, ${digest}, 'm', '{}', '{}', '[]', 1)`;
 });
@@ -73,6 +78,7 @@ function foreignPath({ path }: Operation): string {
   const ids: Record<string, string> = { ...foreign, project: theirs.id, host: "hst_00000000000000000000" };
   return path
     .replace("{tokenId}", foreign.token)
+    .replace("{deliveryId}", foreign.delivery)
     .replace("{reference}", encodeURIComponent(digest))
     .replace("{id}", ids[noun] ?? "");
 }
@@ -100,7 +106,8 @@ describe("every operation of openapi.yaml", () => {
     },
   );
 
-  test.each(operations.filter(({ path }) => path.includes("{") && !path.startsWith("/v1/hosts")))(
+  const named = operations.filter(({ id, path }) => path.includes("{") && permissions[id] !== "public");
+  test.each(named.filter(({ path }) => !path.startsWith("/v1/hosts")))(
     "$id answers another project's id exactly as one that does not exist",
     async (operation) => {
       const { method } = operation;
@@ -135,7 +142,7 @@ describe("every operation of openapi.yaml", () => {
   });
 
   test("lists and events show nothing of another project", async () => {
-    for (const path of ["containers", "ports", "builds", "images", "jobs", "events"]) {
+    for (const path of ["containers", "ports", "builds", "images", "jobs", "events", "sources"]) {
       expect((await ask<{ items: unknown[] }>(api.app, mine.tokens.viewer, "GET", `/v1/${path}`)).body.items).toEqual(
         [],
       );
@@ -167,6 +174,8 @@ const bodies: Partial<Record<keyof typeof permissions, unknown>> = {
   execContainer: { command: ["id"] },
   updateQuota: { containers: 1 },
   createToken: { role: "admin" },
+  updateSource: { url: "https://git.example/stolen.git" },
+  buildSource: {},
 };
 
 function unknownPath({ path }: Operation): string {
@@ -178,9 +187,11 @@ function unknownPath({ path }: Operation): string {
     job: "job",
     project: "prj",
     host: "hst",
+    source: "src",
   };
   return path
     .replace("{tokenId}", `tok_${"0".repeat(20)}`)
+    .replace("{deliveryId}", `dlv_${"0".repeat(20)}`)
     .replace("{reference}", encodeURIComponent(`sha256:${"c".repeat(64)}`))
     .replace("{id}", `${prefix[noun] ?? ""}_${"0".repeat(20)}`);
 }
