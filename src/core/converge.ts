@@ -61,7 +61,8 @@ export function nextStep(view: ContainerView, seen: Seen, stop: StopProgress): S
   const newRunWanted = view.wanted === "running" && view.run < view.wantedRun;
   if (running) {
     if (view.wanted !== "running" || newRunWanted) {
-      if (stop === null) return { step: "beginStop" };
+      // What was asked first comes first: a SIGKILL before the stop that it also means.
+      if (stop === null) return { step: view.hasSignals ? "deliverSignals" : "beginStop" };
       return stop.expired ? { step: "kill" } : view.hasSignals ? { step: "deliverSignals" } : { step: "awaitStop" };
     }
     if (view.status !== "running" && view.status !== "paused") return { step: "adopt" };

@@ -175,10 +175,12 @@ export async function want(tx: Tx, id: string, wanted: Wanted, newRun: boolean):
     where id = ${id}`;
 }
 
-/** Queues a signal for the running process. */
-export async function queueSignal(tx: Tx, id: string, signal: number): Promise<void> {
+/** Queues a signal for the running process; with `end`, that process is the last one wanted. */
+export async function queueSignal(tx: Tx, id: string, signal: number, end: boolean): Promise<void> {
   await tx`
-    update containers set signals = signals || ${signal}::int, wanted_rev = wanted_rev + 1 where id = ${id}`;
+    update containers set signals = signals || ${signal}::int, wanted_rev = wanted_rev + 1,
+      wanted = case when ${end}::boolean and wanted = 'running' then 'stopped' else wanted end
+    where id = ${id}`;
 }
 
 /** Changes what needs no work on the host. */

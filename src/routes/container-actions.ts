@@ -1,3 +1,4 @@
+import { constants } from "node:os";
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
 import { signalNumber } from "../core/signals.ts";
@@ -52,6 +53,9 @@ const kill = operation({
   operationId: "killContainer",
   tag,
   summary: "Send a signal to a container's process",
+  description:
+    "SIGKILL, the default, also ends the container: no restart policy starts it again. Any other signal is the process's to " +
+    "handle, and when it ends by it, the restart policy decides.",
   request: {
     params: containerParam,
     headers,
@@ -168,7 +172,7 @@ export function addContainerActions(app: App, services: Services): void {
   });
 
   app.openapi(kill, async (c) => {
-    const signal = signalNumber(c.req.valid("json").signal ?? "SIGKILL") ?? 9;
+    const signal = signalNumber(c.req.valid("json").signal ?? "SIGKILL") ?? constants.signals.SIGKILL;
     const row = await change(
       services,
       c,
@@ -182,7 +186,7 @@ export function addContainerActions(app: App, services: Services): void {
             `The container is ${container.status}, so there is no process to signal.`,
           );
         }
-        await queueSignal(tx, container.id, signal);
+        await queueSignal(tx, container.id, signal, signal === constants.signals.SIGKILL);
         return "changed";
       },
     );

@@ -99,6 +99,26 @@ describe("a container", () => {
     await remove(id);
   });
 
+  test("that is killed stays down whatever its restart policy; one that ends by another signal is started again", async () => {
+    const { body } = await host.ask<{ id: string }>(
+      "POST",
+      "/v1/containers",
+      {
+        image: "box:1",
+        command: ["/bin/sh", "-c", "trap 'exit 3' HUP; while true; do sleep 0.1; done"],
+        restartPolicy: { name: "always" },
+      },
+      { prefer: "wait=30" },
+    );
+    const restarts = async () => (await get(body.id)).restartCount;
+    await host.ask("POST", `/v1/containers/${body.id}/kill`, { signal: "SIGHUP" });
+    await expect.poll(restarts, { timeout: 20_000 }).toBe(1);
+    await expect.poll(async () => (await get(body.id)).status, { timeout: 20_000 }).toBe("running");
+    await host.ask("POST", `/v1/containers/${body.id}/kill`, undefined, { prefer: "wait=30" });
+    expect(await get(body.id)).toMatchObject({ status: "exited", exitCode: 137, restartCount: 1 });
+    await remove(body.id);
+  });
+
   test("that ignores its signal is killed when its time is up", async () => {
     const { id } = await run("trap '' TERM; echo up; while true; do sleep 0.1; done", { stopTimeoutSeconds: 1 });
     await expect.poll(() => logs(id)).toBe("up\n");

@@ -169,6 +169,11 @@ describe("changing", () => {
     expect(await post("/v1/containers/acts/stop")).toMatchObject({ status: 200, body: { status: "exited" } });
     expect(await post("/v1/containers/acts/kill")).toMatchObject({ status: 409, body: { code: "invalid_state" } });
     expect(await post("/v1/containers/acts/start")).toMatchObject({ status: 202, body: { status: "starting" } });
+    await seen(id, { status: "running" });
+    expect(await post("/v1/containers/acts/kill")).toMatchObject({ status: 202, body: { status: "stopping" } });
+    expect(await api.database.owner`select wanted, signals from containers where id = ${id}`).toMatchObject([
+      { wanted: "stopped", signals: [1, 9, 9] },
+    ]);
   });
 
   test("kill needs no body, also of a client whose request has an empty one", async () => {

@@ -426,7 +426,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Send a signal to a container's process */
+        /**
+         * Send a signal to a container's process
+         * @description SIGKILL, the default, also ends the container: no restart policy starts it again. Any other signal is the process's to handle, and when it ends by it, the restart policy decides.
+         */
         post: operations["killContainer"];
         delete?: never;
         options?: never;
