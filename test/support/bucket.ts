@@ -24,7 +24,8 @@ export interface TestBucket {
   close: () => Promise<void>;
 }
 
-export async function startBucket(): Promise<TestBucket> {
+/** @param address Where the guard listens. */
+export async function startBucket(address = "127.0.0.1"): Promise<TestBucket> {
   const directory = await mkdtemp(join(tmpdir(), "berth-bucket-"));
   const credentials = { accessKeyId: "S3RVER", secretAccessKey: "S3RVER", sessionToken: null };
   const s3 = startS3rver(directory);
@@ -43,9 +44,9 @@ export async function startBucket(): Promise<TestBucket> {
         else outgoing.destroy();
       });
     }
-  }).listen(0, "127.0.0.1");
+  }).listen(0, address);
   await once(server, "listening");
-  const endpoint = new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  const endpoint = new URL(`http://${address}:${(server.address() as AddressInfo).port}`);
   return {
     place: { endpoint, region: "eu-test-1", bucket: "images", prefix: "berth/a/" },
     credentials,
