@@ -56,6 +56,7 @@ module.exports = {
       "isolation/apply/spawn\\.ts$",
       "supervisor/",
       "db/embedded\\.ts$",
+      "routes/git/program\\.ts$",
       "down\\.ts$",
     ]),
     keptTo("sql-in-db", "node_modules/(postgres|drizzle-orm)/", ["db/"]),

@@ -11,6 +11,7 @@ import { collectBlobs } from "./image/collect-blobs.ts";
 import { createLog, type Log } from "./log.ts";
 import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
+import { Repositories } from "./routes/git/repositories.ts";
 import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
 import { authenticateHost } from "./routes/internal/host-auth.ts";
 import { addHostAdmission } from "./routes/internal/hosts.ts";
@@ -23,6 +24,7 @@ const gib = 2 ** 30;
 
 /** What bounds one client, one project and all of them together. */
 const limits = { contextBytes: 4 * gib, heldRequests: 500 };
+const repositoryLimits = { repositoryBytes: gib, packBytes: 128 * 2 ** 20 };
 const databaseConnections = 8;
 const collectEveryMs = 10 * 60_000;
 
@@ -47,6 +49,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     wakeups,
     tokens,
     streams,
+    repositories: new Repositories(`${config.dataDir}/git`, repositoryLimits),
     agents,
     log,
     secretKey,

@@ -16,6 +16,7 @@ import { addDeliveries } from "./deliveries.ts";
 import { addDeployments } from "./deployments.ts";
 import { addDocs } from "./docs.ts";
 import { addEvents } from "./events.ts";
+import { addGit } from "./git/git.ts";
 import { addHealth } from "./health.ts";
 import { addHosts } from "./hosts.ts";
 import { addImageTransfers } from "./image-transfers.ts";
@@ -120,6 +121,7 @@ export function createApp(services: Services): App {
   addProjects(app, services);
   addHosts(app, services);
   addJoinTokens(app, services);
+  addGit(app, services);
   addHealth(app, services, requests);
   addDocs(app);
   return app;

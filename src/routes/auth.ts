@@ -7,11 +7,15 @@ import { notFound } from "./parameters.ts";
 /** The project that the operator acts on without naming one. */
 const operatorsProject = "default";
 
+/** Who asks, and for which project: what the middleware finds out. */
+type Identity = Pick<Env["Variables"], "principal" | "project" | "scope">;
+
 /**
- * Finds out who asks and for which project. A token of a project acts on that one; the operator's on the one that
- * `Berth-Project` names (id or name), else on `default`. A project that the token does not belong to does not exist.
+ * Finds out whose a token is and for which project it asks. A token of a project acts on that one; the operator's on the
+ * one that is named (id or name), else on `default`. A project that the token does not belong to does not exist.
+ * @throws BerthError `unauthorized`, `not_found`
  */
-export function authenticate(services: Services): MiddlewareHandler<Env> {
+export function identifier(services: Services): (token: string, named: string | undefined) => Promise<Identity> {
   // Projects keep their names and are not removed.
   const known = new Map<string, { id: string; name: string }>();
 
@@ -25,17 +29,25 @@ export function authenticate(services: Services): MiddlewareHandler<Env> {
     return project;
   };
 
+  return async (token, named) => {
+    const principal = await services.tokens.find(token);
+    if (principal === null) throw new BerthError("unauthorized", "The token is not valid, or was revoked.");
+    const project = principal.project ?? (await operated(named ?? operatorsProject));
+    if (named !== undefined && named !== project.id && named !== project.name) throw notFound("project");
+    return { principal, project, scope: { projectId: project.id, operator: principal.project === null } };
+  };
+}
+
+/** Lets in who sends a token as `Authorization: Bearer`; `Berth-Project` names the project. */
+export function authenticate(services: Services): MiddlewareHandler<Env> {
+  const identify = identifier(services);
   return async (c, next) => {
     const token = /^Bearer ([\x21-\x7e]{1,512})$/i.exec(c.req.header("authorization") ?? "")?.[1];
     if (token === undefined) throw new BerthError("unauthorized", "Send a token: Authorization: Bearer berth_….");
-    const principal = await services.tokens.find(token);
-    if (principal === null) throw new BerthError("unauthorized", "The token is not valid, or was revoked.");
-    const named = c.req.header("berth-project");
-    const project = principal.project ?? (await operated(named ?? operatorsProject));
-    if (named !== undefined && named !== project.id && named !== project.name) throw notFound("project");
+    const { principal, project, scope } = await identify(token, c.req.header("berth-project"));
     c.set("principal", principal);
     c.set("project", project);
-    c.set("scope", { projectId: project.id, operator: principal.project === null });
+    c.set("scope", scope);
     await next();
   };
 }

@@ -50,7 +50,7 @@ const batch = 500;
 const pollMs = 1_000;
 
 /** A build's lines behind `after`, to the end of the build when following; null when nothing came for a while. */
-async function* read(
+export async function* readBuildLog(
   services: Services,
   scope: Scope,
   id: string,
@@ -102,7 +102,7 @@ export function addBuildLogs(app: App, services: Services): void {
     const after = Number(c.req.valid("header")["last-event-id"] ?? 0);
     const events = wantsEvents(c);
     return heldStream(services, c, events ? eventStream : plainText, (signal) => {
-      const batches = read(services, c.var.scope, id, after, follow, signal);
+      const batches = readBuildLog(services, c.var.scope, id, after, follow, signal);
       return events ? asEvents(batches) : asText(batches);
     });
   });

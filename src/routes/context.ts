@@ -6,6 +6,7 @@ import type { Wakeups } from "../db/wakeups.ts";
 import type { BlobStore } from "../image/blobs.ts";
 import type { Log } from "../log.ts";
 import type { Agents } from "./agents.ts";
+import type { Repositories } from "./git/repositories.ts";
 import type { OpenStreams } from "./open-streams.ts";
 import type { TokenCache } from "./token-cache.ts";
 
@@ -17,6 +18,7 @@ export interface Services {
   agents: Agents;
   tokens: TokenCache;
   streams: OpenStreams;
+  repositories: Repositories;
   log: Log;
   /** Seals credentials that jobs carry. */
   secretKey: string;

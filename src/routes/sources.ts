@@ -31,7 +31,7 @@ const tag = "Sources";
 export const sourceParam = idParam("source", "id or name");
 
 /** Of one project. */
-const maxSources = 200;
+export const maxSources = 200;
 
 const create = operation({
   method: "post",
@@ -129,7 +129,7 @@ function shownWithSecret(services: Services, c: Request, row: SourceRow, secret:
 }
 
 /** What the builds of a source of this name are asked, with whole names as tags. */
-function buildOf(c: Request, name: string, asked: z.infer<typeof SourceBuildOptions>): SourceBuild {
+export function buildOf(c: Request, name: string, asked: z.infer<typeof SourceBuildOptions>): SourceBuild {
   const build = sourceBuild(asked);
   const tags = build.tags.length === 0 ? [name] : build.tags;
   return { ...build, tags: tags.map((text) => formatReference(ownName(text, c.var.project.name))) };

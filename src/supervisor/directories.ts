@@ -59,12 +59,14 @@ export interface Owners {
 
 /**
  * Makes them with their owners: the run directory is the supervisor's and only passed by others, the database's files
- * are its user's alone, the blobs are the API's.
+ * are its user's alone, the blobs and
+ * the repositories that are pushed to Berth are the API's.
  */
 export function makeDirectories(dataDir: string, runDir: string, owners: Owners): void {
   const { database, socket, cache } = directoriesOf(dataDir, runDir);
   make(database, 0o700, owners.database);
   make(join(dataDir, "blobs"), 0o750, owners.api);
+  make(join(dataDir, "git"), 0o700, owners.api);
   make(dirname(cache.api), 0o711, owners.supervisor);
   make(cache.api, 0o700, owners.api);
   make(cache.worker, 0o700, owners.supervisor);

@@ -2,6 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { get as httpGet } from "node:http";
 import { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { z } from "@hono/zod-openapi";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { DeployTemplate } from "../../src/core/deploy.ts";
 import { newId } from "../../src/core/ids.ts";
@@ -44,7 +45,7 @@ afterAll(() => host.destroy());
 const serve = (text: string) => `mkdir -p /www; echo ${text} > /www/index.html; exec httpd -f -p 8080 -h /www`;
 
 /** A source of the test that is built by what a push would build. */
-async function source(name: string, deploy: Partial<Parameters<typeof Deploy.parse>[0] & object> = {}) {
+async function source(name: string, deploy: Partial<z.input<typeof Deploy>> = {}) {
   const id = newId("source");
   const template: DeployTemplate = deployTemplate(Deploy.parse({ ports: [{ containerPort: 8080 }], ...deploy }));
   await host.api.database.owner`

@@ -10,6 +10,7 @@ import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { Agents } from "../../src/routes/agents.ts";
 import { createApp } from "../../src/routes/app.ts";
 import type { App, Services } from "../../src/routes/context.ts";
+import { Repositories } from "../../src/routes/git/repositories.ts";
 import { OpenStreams } from "../../src/routes/open-streams.ts";
 import { TokenCache } from "../../src/routes/token-cache.ts";
 import { createDatabase, type TestDatabase } from "./postgres.ts";
@@ -63,6 +64,7 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
     tokens,
     blobs: new FileBlobs(join(directory, "blobs")),
     agents: new Agents(database.api, secretKey),
+    repositories: new Repositories(join(directory, "git"), { repositoryBytes: 64 * 2 ** 20, packBytes: 8 * 2 ** 20 }),
     streams: new OpenStreams(wakeups, all.heldRequests, (principal) => tokens.stillValid(principal)),
     log: pino({ level: "debug" }, { write: (line: string) => void logged.push(line) }),
     secretKey,

@@ -1,0 +1,153 @@
+import { BerthError } from "../../core/errors.ts";
+import { namePattern } from "../../core/names.ts";
+import { allows, type Role } from "../../core/roles.ts";
+import { findSource } from "../../db/sources.ts";
+import { identifier } from "../auth.ts";
+import type { App, Request, Services } from "../context.ts";
+import { notFound } from "../parameters.ts";
+import { asBerthError } from "../problem.ts";
+import { serveGit } from "./http-backend.ts";
+import type { GitRun } from "./program.ts";
+import { attendPush } from "./push.ts";
+import { buildBranches, type PushedTo } from "./push-builds.ts";
+import { createPushedSource } from "./pushed-source.ts";
+
+/** The services of the protocol, and the role that each needs. */
+const needed = { "git-upload-pack": "viewer", "git-receive-pack": "deployer" } as const satisfies Record<string, Role>;
+type GitService = keyof typeof needed;
+
+/** What a pack may come with: commands, and the protocol's own words. */
+const aroundPackBytes = 2 ** 20;
+/** How long a pack may take to come. */
+const maxReceiveMs = 30 * 60_000;
+
+/**
+ * `/git/<project>/<source>.git`: git's smart HTTP protocol. A push builds the source's branches and prints what becomes of
+ * them; to a name that the project has no source of, it makes one. Errors are plain text, which git shows.
+ */
+export function addGit(app: App, services: Services): void {
+  const { repositories, streams, log } = services;
+  const identify = identifier(services);
+
+  const open = async (c: Request, service: GitService): Promise<PushedTo> => {
+    const token = basicPassword(c.req.header("authorization") ?? "");
+    if (token === null) throw new BerthError("unauthorized", "Give a token as the password; the user can be anything.");
+    const { principal, project, scope } = await identify(token, c.req.param("project"));
+    c.set("principal", principal);
+    c.set("project", project);
+    c.set("scope", scope);
+    const role = needed[service];
+    if (!allows(principal.role, role)) {
+      throw new BerthError("forbidden", `This needs the role ${role}; the token has ${principal.role}.`);
+    }
+    const name = (c.req.param("repository") ?? "").replace(/\.git$/, "");
+    if (!namePattern.test(name)) throw notFound("repository");
+    const found = await findSource(services.sql, scope, name);
+    const source = found ?? (service === "git-receive-pack" ? await createPushedSource(services, c, name) : null);
+    if (source === null) throw notFound("repository");
+    if (source.provider !== "berth") {
+      throw new BerthError("invalid_state", `${name} is built from ${source.url ?? "elsewhere"}: push there.`);
+    }
+    const repository = await repositories.ensure(scope.projectId, source.id);
+    if (service === "git-receive-pack") await repositories.checkSize(repository);
+    return { scope, source, repository, address: `/git/${project.name}/${source.name}.git` };
+  };
+
+  /** Makes good what an earlier push has not come to, and keeps the repository small. */
+  const settle = (pushed: PushedTo) => {
+    const { repository } = pushed;
+    const work = async () => {
+      await buildBranches(services, pushed);
+      await repositories.compact(repository);
+    };
+    repositories.inTurn(repository, work).catch((thrown: unknown) => {
+      const error = asBerthError(thrown);
+      if (error.status >= 500) log.warn({ err: thrown, source: pushed.source.id }, "a push's builds did not begin");
+    });
+  };
+
+  const attend = (pushed: PushedTo, run: GitRun, signal: AbortSignal) => {
+    const late = setTimeout(run.stop, maxReceiveMs);
+    void attendPush(services, pushed, run.channel, signal, () => clearTimeout(late));
+    void run.ended
+      .catch(() => undefined)
+      .then(() => {
+        clearTimeout(late);
+        settle(pushed);
+      });
+  };
+
+  const serve = async (c: Request, service: GitService, pushed: PushedTo, path: string): Promise<Response> => {
+    const { principal, scope } = c.var;
+    const held = streams.open(principal, scope.projectId);
+    const signal = AbortSignal.any([held.signal, c.req.raw.signal]);
+    const { maxPackBytes } = repositories;
+    const method = path === service ? "POST" : "GET";
+    try {
+      return await serveGit(
+        {
+          repository: pushed.repository,
+          path,
+          method,
+          query: method === "GET" ? `service=${service}` : "",
+          user: principal.tokenId,
+          headers: c.req.raw.headers,
+          body: c.req.raw.body,
+          maxBodyBytes: maxPackBytes + aroundPackBytes,
+          config: { "core.hooksPath": repositories.hooks, "receive.maxInputSize": String(maxPackBytes) },
+          signal,
+        },
+        (run) => {
+          void run.ended.catch(() => undefined).then(() => held.close());
+          if (method === "POST" && service === "git-receive-pack") attend(pushed, run, signal);
+        },
+      );
+    } catch (error) {
+      held.close();
+      throw error;
+    }
+  };
+
+  const answer = async (c: Request, work: () => Promise<Response>): Promise<Response> => {
+    try {
+      return await work();
+    } catch (thrown) {
+      const error = asBerthError(thrown);
+      if (error.status >= 500) log.error({ err: error.cause ?? error, code: error.code }, "a git request failed");
+      if (error.status === 401) c.header("WWW-Authenticate", 'Basic realm="Berth", charset="UTF-8"');
+      return c.text(`${error.message}\n`, error.status as 400);
+    }
+  };
+
+  app.get("/git/:project/:repository{.+\\.git}/info/refs", (c) =>
+    answer(c, async () => {
+      const service = c.req.query("service") ?? "";
+      if (!isService(service)) throw new BerthError("invalid_request", "Only git's smart protocol is spoken here.");
+      const pushed = await open(c, service);
+      if (service === "git-receive-pack") settle(pushed);
+      return serve(c, service, pushed, "info/refs");
+    }),
+  );
+
+  app.post("/git/:project/:repository{.+\\.git}/:service{git-(?:upload|receive)-pack}", (c) =>
+    answer(c, async () => {
+      const service = c.req.param("service");
+      if (!isService(service)) throw notFound("repository");
+      return serve(c, service, await open(c, service), service);
+    }),
+  );
+}
+
+const isService = (text: string): text is GitService => Object.hasOwn(needed, text);
+
+/** The password of HTTP's Basic authentication (RFC 7617), which is the token; null: there is none. */
+function basicPassword(authorization: string): string | null {
+  const encoded = /^Basic ([A-Za-z0-9+/=]{1,1024})$/i.exec(authorization)?.[1];
+  const password =
+    encoded === undefined
+      ? null
+      : Buffer.from(encoded, "base64")
+          .toString()
+          .replace(/^[^:]*:/, "");
+  return password !== null && /^[\x21-\x7e]{1,512}$/.test(password) ? password : null;
+}

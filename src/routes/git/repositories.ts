@@ -1,0 +1,115 @@
+import { randomUUID } from "node:crypto";
+import { chmod, mkdir, readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { BerthError } from "../../core/errors.ts";
+import { askGit } from "./program.ts";
+
+/** The branch that an empty repository takes for its default until something is pushed. */
+const firstBranch = "main";
+/** So many packs are made one: each push adds one. */
+const maxPacks = 50;
+
+/**
+ * Runs when a push has updated refs. It tells which to whoever started git, on descriptor 3, with an empty line at the
+ * end, and prints what it is answered there: git sends that to the client's terminal.
+ */
+const postReceive = "#!/bin/sh\ncat >&3 && echo >&3 && exec cat <&3\n";
+
+/** The repositories that are pushed to Berth: bare ones, one a source, below a directory of the API's own. */
+export class Repositories {
+  readonly #directory: string;
+  readonly #maxBytes: number;
+  /** The last of each repository's work that goes one after the other. */
+  readonly #busy = new Map<string, Promise<unknown>>();
+
+  /** What one push may bring. */
+  readonly maxPackBytes: number;
+
+  /** Bytes of one repository, and of one push. */
+  constructor(directory: string, limits: { repositoryBytes: number; packBytes: number }) {
+    this.#directory = directory;
+    this.#maxBytes = limits.repositoryBytes;
+    this.maxPackBytes = limits.packBytes;
+  }
+
+  /** Where the only hook is. */
+  get hooks(): string {
+    return `${this.#directory}/hooks`;
+  }
+
+  pathOf(projectId: string, sourceId: string): string {
+    return `${this.#directory}/${projectId}/${sourceId}.git`;
+  }
+
+  /** Makes the repository if it is not there; it appears whole. */
+  async ensure(projectId: string, sourceId: string): Promise<string> {
+    const path = this.pathOf(projectId, sourceId);
+    if ((await stat(path).catch(() => null)) !== null) return path;
+    await mkdir(this.hooks, { recursive: true });
+    const hook = `${this.hooks}/.${randomUUID()}`;
+    await writeFile(hook, postReceive);
+    await chmod(hook, 0o755);
+    await rename(hook, `${this.hooks}/post-receive`);
+    await mkdir(`${this.#directory}/${projectId}`, { recursive: true });
+    const made = `${this.#directory}/${projectId}/.${randomUUID()}`;
+    try {
+      await mkdir(made, { mode: 0o700 });
+      const init = ["init", "--quiet", "--bare", "--template=", `--initial-branch=${firstBranch}`];
+      if ((await askGit(made, init)) === null) throw new Error("git init failed");
+      await mkdir(`${made}/info`, { recursive: true });
+      // Files marked export-ignore belong to a build's context: a checkout has them.
+      await writeFile(`${made}/info/attributes`, "* -export-ignore -export-subst\n");
+      await rename(made, path);
+    } catch (error) {
+      // Another request may have made it meanwhile.
+      if ((await stat(path).catch(() => null)) === null) throw error;
+    } finally {
+      await rm(made, { recursive: true, force: true });
+    }
+    return path;
+  }
+
+  /** Removes a project's repositories whose source is not among these. */
+  async keepOnly(projectId: string, sourceIds: ReadonlySet<string>): Promise<void> {
+    for (const name of await readdir(`${this.#directory}/${projectId}`).catch((): string[] => [])) {
+      if (name.endsWith(".git") && !sourceIds.has(name.slice(0, -".git".length))) {
+        await rm(`${this.#directory}/${projectId}/${name}`, { recursive: true, force: true });
+      }
+    }
+  }
+
+  /** The projects that have repositories. */
+  async projects(): Promise<string[]> {
+    return (await readdir(this.#directory).catch((): string[] => [])).filter((name) => name.startsWith("prj_"));
+  }
+
+  /** @throws BerthError `body_too_large` when the repository is as large as one may be */
+  async checkSize(path: string): Promise<void> {
+    let bytes = 0;
+    const files = await readdir(`${path}/objects/pack`).catch((): string[] => []);
+    for (const file of files) bytes += (await stat(`${path}/objects/pack/${file}`).catch(() => null))?.size ?? 0;
+    if (bytes <= this.#maxBytes) return;
+    throw new BerthError(
+      "body_too_large",
+      `The repository has ${String(bytes)} bytes, and one may have ${String(this.#maxBytes)}. Remove its source and push to a new one.`,
+    );
+  }
+
+  /** Makes many packs one. */
+  async compact(path: string): Promise<void> {
+    const packs = (await readdir(`${path}/objects/pack`)).filter((name) => name.endsWith(".pack"));
+    if (packs.length > maxPacks) await askGit(path, ["repack", "-a", "-d", "--quiet"]);
+  }
+
+  /** Does `work` when all that was asked for the repository before is done. */
+  inTurn<T>(path: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#busy.get(path) ?? Promise.resolve();
+    const mine = before.then(work, work);
+    const last = mine
+      .catch(() => undefined)
+      .then(() => {
+        if (this.#busy.get(path) === last) this.#busy.delete(path);
+      });
+    this.#busy.set(path, last);
+    return mine;
+  }
+}
