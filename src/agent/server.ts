@@ -102,9 +102,7 @@ export function agentApp(services: Services, key: string): Hono {
   app.post("/containers/:id/exec", bodyLimit({ maxSize: maxBodyBytes }), async (c) => {
     const row = await container(c.req.param("id"));
     const request = execBody.parse(await c.req.json());
-    if (sandboxes.probe(row.id).state !== "running") {
-      throw new BerthError("invalid_state", "The container is not running.");
-    }
+    if (row.status === "paused") throw new BerthError("invalid_state", "The container is paused.");
     return c.json(
       await sandboxes.exec(row.id, {
         args: request.command,

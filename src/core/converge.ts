@@ -9,6 +9,8 @@ export interface ContainerView {
   wanted: Wanted;
   /** Raised by each start and restart that a client asked for. */
   wantedRun: number;
+  /** Whether the running container is to stand still; the end of a run ends this wish. */
+  wantedPaused: boolean;
   /** The last run that was begun; written before its first effect. */
   run: number;
   status: ContainerStatus;
@@ -39,6 +41,8 @@ export type Step =
   /** It runs, but the row does not say so: the worker died between the effect and the record. */
   | { step: "adopt" }
   | { step: "deliverSignals" }
+  | { step: "pause" }
+  | { step: "resume" }
   | { step: "beginStop" }
   | { step: "awaitStop" }
   | { step: "kill" }
@@ -66,7 +70,9 @@ export function nextStep(view: ContainerView, seen: Seen, stop: StopProgress): S
       return stop.expired ? { step: "kill" } : view.hasSignals ? { step: "deliverSignals" } : { step: "awaitStop" };
     }
     if (view.status !== "running" && view.status !== "paused") return { step: "adopt" };
-    return view.hasSignals ? { step: "deliverSignals" } : { step: "settled" };
+    if (view.hasSignals) return { step: "deliverSignals" };
+    if (view.wantedPaused !== (view.status === "paused")) return { step: view.wantedPaused ? "pause" : "resume" };
+    return { step: "settled" };
   }
 
   // A start that was cut off before the process existed is begun again; it never ran.

@@ -59,8 +59,8 @@ function view(sql: Sql, where: Fragment): Fragment {
           when c.wanted = 'removed' then 'removing'
           when c.wanted_rev = c.seen_rev then c.status
           when c.wanted = 'running' and c.wanted_run > c.run and c.status in ('created', 'exited', 'failed') then 'starting'
-          when c.wanted = 'running' and c.wanted_run > c.run and c.status = 'running' then 'restarting'
-          when c.wanted = 'stopped' and c.status in ('starting', 'running', 'restarting') then 'stopping'
+          when c.wanted = 'running' and c.wanted_run > c.run and c.status in ('running', 'paused') then 'restarting'
+          when c.wanted = 'stopped' and c.status in ('starting', 'running', 'paused', 'restarting') then 'stopping'
           else c.status
         end as status,
         c.host_id as "hostId", h.address as "hostAddress", c.ip_address as "ipAddress", c.exit_code as "exitCode",
@@ -157,13 +157,15 @@ export interface LockedContainer {
   wanted: Wanted;
   status: ContainerStatus;
   wantedRun: number;
+  wantedPaused: boolean;
   run: number;
 }
 
 export async function lockContainer(tx: Tx, projectId: string, idOrName: string): Promise<LockedContainer | null> {
   const which = idOrName.includes("_") ? tx`id = ${idOrName}` : tx`name = ${idOrName}`;
   const rows = await tx<LockedContainer[]>`
-    select id, name, host_id as "hostId", wanted, status, wanted_run::float8 as "wantedRun", run::float8 as run
+    select id, name, host_id as "hostId", wanted, status, wanted_run::float8 as "wantedRun",
+      wanted_paused as "wantedPaused", run::float8 as run
     from containers where project_id = ${projectId} and ${which} for update`;
   return rows[0] ?? null;
 }
@@ -173,6 +175,11 @@ export async function want(tx: Tx, id: string, wanted: Wanted, newRun: boolean):
   await tx`
     update containers set wanted = ${wanted}, wanted_rev = wanted_rev + 1, wanted_run = wanted_run + ${newRun ? 1 : 0}
     where id = ${id}`;
+}
+
+/** Wants the running process to stand still, or to go on. */
+export async function wantPaused(tx: Tx, id: string, paused: boolean): Promise<void> {
+  await tx`update containers set wanted_paused = ${paused}, wanted_rev = wanted_rev + 1 where id = ${id}`;
 }
 
 /** Queues a signal for the running process; with `end`, that process is the last one wanted. */

@@ -19,6 +19,7 @@ export interface InboxContainer {
   wanted: Wanted;
   wantedRev: number;
   wantedRun: number;
+  wantedPaused: boolean;
   signals: number[];
   seenRev: number;
   run: number;
@@ -66,7 +67,7 @@ type Sql = postgres.Sql;
 
 const columns = (sql: Sql) => sql`c.id, c.project_id "projectId", c.name, c.spec, c.image_reference "imageReference",
   c.cpus, c.memory::float8 memory, c.pids, c.disk::float8 disk, c.wanted, c.wanted_rev::int "wantedRev",
-  c.wanted_run::int "wantedRun", c.signals, c.seen_rev::int "seenRev", c.run::int run, c.status, c.slot,
+  c.wanted_run::int "wantedRun", c.wanted_paused "wantedPaused", c.signals, c.seen_rev::int "seenRev", c.run::int run, c.status, c.slot,
   c.restart_count "restartCount", (extract(epoch from c.restart_at - now()) * 1000)::float8 "restartInMs",
   coalesce(extract(epoch from now() - c.started_at) * 1000, 0)::float8 "ranMs",
   c.health, (select jsonb_build_object('digest', i.digest, 'mediaType', i.media_type, 'config', i.config, 'layers', i.layers)
@@ -147,6 +148,7 @@ export async function writeSeen(
         restart_at = case when p ? 'restartInMs' then now() + make_interval(secs => (p->>'restartInMs')::float8 / 1000) else restart_at end,
         started_at = case when p ? 'started' then now() else started_at end,
         finished_at = case when p ? 'started' then null when p ? 'finished' then now() else finished_at end,
+        wanted_paused = wanted_paused and not p ? 'finished',
         wanted = case when p ? 'remove' then 'removed' else wanted end,
         wanted_rev = case when p ? 'remove' then wanted_rev + 1 else wanted_rev end,
         signals = case when p ? 'signalsDelivered' then signals[(p->>'signalsDelivered')::int + 1:] else signals end

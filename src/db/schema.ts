@@ -222,6 +222,7 @@ export const containers = pg.pgTable("containers", {
   wanted: pg.text("wanted", { enum: ["created", "running", "stopped", "removed"] }).notNull(),
   wantedRev: size("wanted_rev").notNull().default(1),
   wantedRun: size("wanted_run").notNull().default(0),
+  wantedPaused: pg.boolean("wanted_paused").notNull().default(false),
   signals: pg.integer("signals").array().notNull().default(sql`'{}'`),
   seenRev: size("seen_rev").notNull().default(0),
   run: size("run").notNull().default(0),

@@ -148,7 +148,7 @@ export class Converger {
     if (step.step !== "settled" && step.step !== "deliverSignals") this.#health.forget(id);
     switch (step.step) {
       case "settled":
-        if (seen.state === "running") this.#watch(container);
+        if (seen.state === "running" && container.status === "running") this.#watch(container);
         await this.#settle(container, seen);
         return "done";
       case "start":
@@ -169,7 +169,17 @@ export class Converger {
         return "more";
       case "deliverSignals":
         for (const signal of container.signals) sandboxes.signal(id, signal);
+        // What stands still does not even end (freezer of cgroup version 1).
+        if (container.signals.includes(constants.signals.SIGKILL)) await sandboxes.resume(id);
         await this.#write(container, { signalsDelivered: container.signals.length });
+        return "more";
+      case "pause":
+        await sandboxes.pause(id);
+        await this.#write(container, { status: "paused" }, "container.paused");
+        return "more";
+      case "resume":
+        await sandboxes.resume(id);
+        await this.#write(container, { status: "running" }, "container.unpaused");
         return "more";
       case "beginStop": {
         const seconds = container.spec.stopTimeoutSeconds;
@@ -177,6 +187,7 @@ export class Converger {
         await this.#write(container, { status: "stopping" });
         this.#reach("converge.stopping");
         sandboxes.signal(id, stopSignal(container));
+        await sandboxes.resume(id);
         this.#reach("converge.asked");
         return "more";
       }
@@ -185,6 +196,7 @@ export class Converger {
         return "done";
       case "kill":
         sandboxes.signal(id, constants.signals.SIGKILL);
+        await sandboxes.resume(id);
         // Woken by the exit; looked at again in case its notice is lost.
         this.#wakeIn(id, 1000);
         return "done";

@@ -179,10 +179,11 @@ export class Sandboxes {
     if (run !== null) signalProcess(run.process, signal);
   }
 
-  /** Stops all processes of a container where they are, and lets them go on. */
+  /** Stops all processes of a container where they are. Idempotent; one that is gone needs nothing. */
   async pause(id: string): Promise<void> {
     await this.#freeze(id, true);
   }
+  /** Lets them go on. */
   async resume(id: string): Promise<void> {
     await this.#freeze(id, false);
   }

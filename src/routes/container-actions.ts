@@ -2,7 +2,7 @@ import { constants } from "node:os";
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
 import { signalNumber } from "../core/signals.ts";
-import { findContainer, type LockedContainer, lockContainer, queueSignal, want } from "../db/containers.ts";
+import { findContainer, type LockedContainer, lockContainer, queueSignal, want, wantPaused } from "../db/containers.ts";
 import { appendEvent, lastEvent } from "../db/events.ts";
 import { type Tx, together, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
@@ -46,6 +46,14 @@ const restart = action(
   "Stop a container and start it again",
   "Starts one that does not run.",
 );
+
+const pause = action(
+  "pause",
+  "pauseContainer",
+  "Pause a container",
+  "All its processes stand still where they are, keep their memory and use no CPU. One that is paused stays as it is.",
+);
+const unpause = action("unpause", "unpauseContainer", "Let a paused container go on", "One that runs stays as it is.");
 
 const kill = operation({
   method: "post",
@@ -170,6 +178,27 @@ export function addContainerActions(app: App, services: Services): void {
     );
     return c.json(shown(c, row), row.settled ? 200 : 202);
   });
+
+  for (const [route, type, paused] of [
+    [pause, "container.pause_requested", true],
+    [unpause, "container.unpause_requested", false],
+  ] as const) {
+    app.openapi(route, async (c) => {
+      const row = await change(services, c, c.req.valid("param").id, type, async (tx, container) => {
+        const { wanted, wantedRun, run, status } = container;
+        if (wanted !== "running" || wantedRun > run || !["running", "paused"].includes(status)) {
+          throw new BerthError(
+            "invalid_state",
+            `The container is ${status}; only one that runs can stand still or go on.`,
+          );
+        }
+        if (container.wantedPaused === paused) return "unchanged";
+        await wantPaused(tx, container.id, paused);
+        return "changed";
+      });
+      return c.json(shown(c, row), row.settled ? 200 : 202);
+    });
+  }
 
   app.openapi(kill, async (c) => {
     const signal = signalNumber(c.req.valid("json").signal ?? "SIGKILL") ?? constants.signals.SIGKILL;

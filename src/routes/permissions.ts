@@ -38,6 +38,8 @@ export const permissions = {
   stopContainer: "deployer",
   restartContainer: "deployer",
   killContainer: "deployer",
+  pauseContainer: "deployer",
+  unpauseContainer: "deployer",
   waitContainer: "viewer",
   getContainerLogs: "viewer",
   execContainer: "deployer",

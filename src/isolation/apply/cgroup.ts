@@ -33,16 +33,31 @@ export class Cgroups {
     return [...found];
   }
 
-  /** Stops or continues all processes of the group; returns once they have stopped. */
+  /** Stops or continues all processes of the group; returns once they have. Of a group that is gone, there are none. */
   async freeze(path: string, frozen: boolean): Promise<void> {
-    if (this.version === 2) {
-      writeFileSync(`${root}${path}/cgroup.freeze`, frozen ? "1" : "0");
-      await this.#until(() => (this.#read(path, "", "cgroup.events") ?? "").includes(`frozen ${frozen ? "1" : "0"}`));
-    } else {
-      const wanted = frozen ? "FROZEN" : "THAWED";
-      writeFileSync(`${root}/freezer${path}/freezer.state`, wanted);
-      await this.#until(() => this.#read(path, "freezer", "freezer.state")?.trim() === wanted);
-    }
+    const flag = frozen ? "1" : "0";
+    const state = frozen ? "FROZEN" : "THAWED";
+    const { file, value, seen, holds } =
+      this.version === 2
+        ? {
+            file: `${root}${path}/cgroup.freeze`,
+            value: flag,
+            seen: "cgroup.events",
+            holds: (text: string) => text.includes(`frozen ${flag}`),
+          }
+        : {
+            file: `${root}/freezer${path}/freezer.state`,
+            value: state,
+            seen: "freezer.state",
+            holds: (text: string) => text.trim() === state,
+          };
+    ignoreMissing(() => {
+      writeFileSync(file, value);
+    });
+    await this.#until(() => {
+      const text = this.#read(path, "freezer", seen);
+      return text === null || holds(text);
+    });
   }
 
   /** Kills all processes of the group and waits for their end. @throws Error when that takes more than seconds. */
