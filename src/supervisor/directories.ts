@@ -1,5 +1,6 @@
 import { chmodSync, chownSync, mkdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { Config } from "../config.ts";
 import type { User } from "./users.ts";
 
 /** Where the supervisor and its children keep what they have; see `makeDirectories` for who may do what there. */
@@ -59,13 +60,15 @@ export interface Owners {
 
 /**
  * Makes them with their owners: the run directory is the supervisor's and only passed by others, the database's files
- * are its user's alone, the blobs and
- * the repositories that are pushed to Berth are the API's.
+ * are its user's alone, the blobs and the
+ * repositories that are pushed to Berth are the API's.
  */
-export function makeDirectories(dataDir: string, runDir: string, owners: Owners): void {
+export function makeDirectories(config: Pick<Config, "dataDir" | "runDir" | "blobStore">, owners: Owners): void {
+  const { dataDir, runDir, blobStore } = config;
   const { database, socket, cache } = directoriesOf(dataDir, runDir);
   make(database, 0o700, owners.database);
   make(join(dataDir, "blobs"), 0o750, owners.api);
+  if (blobStore.kind === "file") make(blobStore.directory, 0o750, owners.api);
   make(join(dataDir, "git"), 0o700, owners.api);
   make(dirname(cache.api), 0o711, owners.supervisor);
   make(cache.api, 0o700, owners.api);

@@ -36,7 +36,7 @@ export async function layGround(config: Config, program: Program): Promise<Groun
   const [api, database] = root ? [findUser(apiUser), findUser(databaseUser)] : [self, self];
   // First, since the run directory becomes a mount of its own.
   const enterWorker = config.role === "api" ? [] : await ensureMountNamespace(config);
-  makeDirectories(config.dataDir, config.runDir, { supervisor: self, api, database });
+  makeDirectories(config, { supervisor: self, api, database });
   const paths = directoriesOf(config.dataDir, config.runDir);
   const view = root ? openView(clone, config.runDir) : { root: clone, enter: [] };
   const drop = (user: typeof api) => (root ? [...view.enter, ...asUser(user)] : []);
