@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,6 +13,7 @@ import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { type CutProxy, startCutProxy } from "../support/cut-proxy.ts";
 import { chunked, collect, gather } from "../support/image.ts";
 import { type InternalListener, startInternalListener } from "../support/internal-listener.ts";
+import { makeTls } from "../support/tls.ts";
 
 const content = randomBytes(3_000_000);
 const digest = digestOf(content);
@@ -244,4 +245,19 @@ describe("a host's store", () => {
     });
     expect(proxy.connections()).toBeLessThan(5);
   });
+});
+
+test("over TLS the authority decides whom a host speaks to", async () => {
+  const { certificate, key, authority } = makeTls(directory, "127.0.0.1");
+  const [cert, secret, ca] = await Promise.all([certificate, key, authority].map((path) => readFile(path, "utf8")));
+  const tls = await startInternalListener(store, hosts, { cert: cert ?? "", key: secret ?? "" });
+  try {
+    const host = (trusted: string | null) =>
+      openHostStore({ url: tls.url, credential: "key-a", ca: trusted }, join(directory, "host"));
+    await host(ca ?? "").put(Readable.from([content]), { maxBytes: 1e9 });
+    expect(await store.size(digest)).toBe(content.length);
+    await expect(host(null).size(digest)).rejects.toMatchObject({ code: "blob_store_error" });
+  } finally {
+    await tls.close();
+  }
 });
