@@ -99,6 +99,16 @@ export function agentApp(services: Services, key: string): Hono {
     });
   });
 
+  app.get("/containers/:id/stats", async (c) => {
+    const { id, cpus, memory, pids, disk } = await container(c.req.param("id"));
+    return c.json(await sandboxes.usage(id, { cpus, memory, pids, disk }));
+  });
+
+  app.get("/containers/:id/processes", async (c) => {
+    const { id } = await container(c.req.param("id"));
+    return c.json({ items: sandboxes.processes(id) });
+  });
+
   app.post("/containers/:id/exec", bodyLimit({ maxSize: maxBodyBytes }), async (c) => {
     const row = await container(c.req.param("id"));
     const request = execBody.parse(await c.req.json());

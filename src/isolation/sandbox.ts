@@ -1,4 +1,5 @@
 import { closeSync } from "node:fs";
+import type { Resources } from "../core/container.ts";
 import { BerthError } from "../core/errors.ts";
 import type { PortMapping } from "../core/port.ts";
 import type { Log } from "../log.ts";
@@ -9,16 +10,19 @@ import { mountReadOnly } from "./apply/runtime.ts";
 import { takeDown } from "./down.ts";
 import { type ExecRequest, type ExecResult, execIn } from "./exec.ts";
 import { Exits } from "./exits.ts";
-import { readOwner, readRun } from "./notes.ts";
+import { type OwnerNote, readOwner, readRun } from "./notes.ts";
 import { closeParts, openParts, type Parts, type SandboxConfig } from "./parts.ts";
 import { cgroupPath, layout } from "./plan/layout.ts";
 import type { Protection } from "./plan/protection.ts";
+import type { Usage } from "./plan/usage.ts";
 import { probeSlot, type SandboxState } from "./probe.ts";
+import { type ProcessView, viewProcesses } from "./processes.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
 import type { SandboxSpec, SandboxTemplate } from "./sandbox-spec.ts";
 import { Slots } from "./slots.ts";
 import { startSandbox } from "./start.ts";
 import { linkedSlots, sweep } from "./sweep.ts";
+import { usageOf } from "./usage.ts";
 import { Views } from "./views.ts";
 
 /** The disk that prepared slots have: what containers get when nothing else is asked for. */
@@ -202,6 +206,23 @@ export class Sandboxes {
     }
   }
 
+  /** What a running container uses. @throws BerthError `invalid_state` when it does not run */
+  async usage(id: string, limits: Resources): Promise<Usage> {
+    const { slot, owner, cgroup } = this.#running(id);
+    try {
+      return await usageOf(this.#parts, slot, cgroup, owner.network, limits);
+    } catch (error) {
+      this.#running(id);
+      throw error;
+    }
+  }
+
+  /** The processes of a running container. @throws BerthError `invalid_state` when it does not run */
+  processes(id: string): ProcessView[] {
+    const { slot, cgroup } = this.#running(id);
+    return viewProcesses(this.#parts.cgroups.processes(cgroup), this.#parts.idBase(slot));
+  }
+
   /** Calls back with the id of each container that has ended, until the returned function is called. */
   onExit(listener: (id: string) => void): () => void {
     return this.#exits.on(listener);
@@ -259,6 +280,16 @@ export class Sandboxes {
   #runOf(id: string) {
     const slot = this.#linked.get(id);
     return slot === undefined ? null : readRun(this.#parts.slot(slot).run);
+  }
+
+  /** Whose slot a running container is, and where its processes are. @throws BerthError `invalid_state` */
+  #running(id: string): { slot: number; owner: OwnerNote; cgroup: string } {
+    const slot = this.#linked.get(id);
+    const owner = slot === undefined ? null : readOwner(this.#parts.slot(slot).owner);
+    if (slot === undefined || owner === null || this.probe(id).state !== "running") {
+      throw new BerthError("invalid_state", "The container is not running.");
+    }
+    return { slot, owner, cgroup: cgroupPath(this.#parts.layout, owner.projectId, slot) };
   }
 
   async #freeze(id: string, frozen: boolean): Promise<void> {

@@ -43,6 +43,8 @@ export const permissions = {
   waitContainer: "viewer",
   getContainerLogs: "viewer",
   execContainer: "deployer",
+  getContainerStats: "viewer",
+  listContainerProcesses: "deployer",
 
   createPort: "deployer",
   listPorts: "viewer",

@@ -89,3 +89,74 @@ describe("pausing", () => {
     await remove(body.id);
   });
 });
+
+interface Stats {
+  cpu: { seconds: number; throttledSeconds: number };
+  memory: { usedBytes: number; peakBytes: number; limitBytes: number };
+  processes: { count: number; limit: number };
+  network: { receivedBytes: number; sentBytes: number; sentPackets: number };
+  disk: { usedBytes: number; limitBytes: number };
+}
+const MiB = 2 ** 20;
+
+describe("what a container uses", () => {
+  const stats = async (id: string): Promise<Stats> => (await host.ask<Stats>("GET", `/v1/containers/${id}/stats`)).body;
+
+  test("is told of each resource", async () => {
+    const id = await run("sleep 1000", { resources: { cpus: 0.5, memory: 64 * MiB, pids: 20, disk: 64 * MiB } });
+    const before = await stats(id);
+    expect(before).toMatchObject({
+      memory: { limitBytes: 64 * MiB },
+      processes: { count: 1, limit: 20 },
+      disk: { limitBytes: 64 * MiB },
+    });
+    const work = [
+      "dd if=/dev/zero of=/dev/shm/fill bs=1M count=20",
+      "dd if=/dev/zero of=/file bs=1M count=10 conv=fsync",
+      "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done",
+      // Counted on its link, and refused by the host behind it.
+      "nc -w 1 10.255.255.1 9",
+    ].join("; ");
+    await act(id, "exec", { command: ["/bin/sh", "-c", work] });
+    const after = await stats(id);
+    expect(after.memory.usedBytes - before.memory.usedBytes).toBeGreaterThan(19 * MiB);
+    expect(after.memory.peakBytes).toBeGreaterThanOrEqual(after.memory.usedBytes);
+    expect(after.disk.usedBytes - before.disk.usedBytes).toBeGreaterThan(9 * MiB);
+    expect(after.cpu.seconds).toBeGreaterThan(before.cpu.seconds + 0.05);
+    expect(after.network.sentPackets).toBeGreaterThan(before.network.sentPackets);
+    await remove(id);
+  });
+
+  test("streams until its end, and is nothing afterwards", async () => {
+    const id = await run("sleep 2");
+    const response = await host.api.app.request(`/v1/containers/${id}/stats`, {
+      headers: { authorization: `Bearer ${host.project.tokens.viewer}`, accept: "text/event-stream" },
+    });
+    const events = (await response.text()).split("\n\n").filter((text) => text.startsWith("id: "));
+    expect(events.length).toBeGreaterThan(1);
+    expect(JSON.parse(/^data: (.*)$/m.exec(events[1] ?? "")?.[1] ?? "")).toHaveProperty("cpu.seconds");
+    await act(id, "wait");
+    expect(await host.ask<Problem>("GET", `/v1/containers/${id}/stats`)).toMatchObject({
+      status: 409,
+      body: { code: "invalid_state" },
+    });
+    await remove(id);
+  });
+});
+
+test("its processes are listed by the numbers that they have inside", async () => {
+  const id = await run("sleep 1001 & sleep 1002 & wait", { user: "7:7" });
+  const list = async () =>
+    (await host.ask<{ items: { pid: number; command: string[] }[] }>("GET", `/v1/containers/${id}/processes`)).body
+      .items;
+  await expect.poll(async () => (await list()).length).toBe(3);
+  const items = await list();
+  expect(items).toMatchObject([
+    { pid: 1, parentPid: 0, uid: 7, command: ["/bin/sh", "-c", "sleep 1001 & sleep 1002 & wait"] },
+    { parentPid: 1, uid: 7, command: ["sleep", "1001"] },
+    { parentPid: 1, uid: 7, command: ["sleep", "1002"] },
+  ]);
+  const inside = await act<{ stdout: string }>(id, "exec", { command: ["/bin/ls", "/proc"] });
+  for (const { pid } of items) expect(inside.body.stdout.split("\n")).toContain(String(pid));
+  await remove(id);
+});

@@ -534,6 +534,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/containers/{id}/stats": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * See what a container uses
+         * @description Once, or with `Accept: text/event-stream` every second until it ends.
+         */
+        get: operations["getContainerStats"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/containers/{id}/processes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List a container's processes
+         * @description Not for viewers: command lines may hold secrets.
+         */
+        get: operations["listContainerProcesses"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/ports": {
         parameters: {
             query?: never;
@@ -2271,6 +2311,61 @@ export interface components {
              * @default 60
              */
             timeoutSeconds?: number;
+        };
+        ContainerStats: {
+            /** Format: date-time */
+            at: string;
+            cpu: {
+                /** @description Computed by all its processes since its start. */
+                seconds: number;
+                /** @description Spent waiting because it had used its share. */
+                throttledSeconds: number;
+            };
+            memory: {
+                /** @description Without cached files that would be given up for other needs. */
+                usedBytes: number;
+                /** @description null where the kernel does not count it. */
+                peakBytes: number | null;
+                limitBytes: number;
+            };
+            processes: {
+                count: number;
+                limit: number;
+            };
+            network: {
+                receivedBytes: number;
+                receivedPackets: number;
+                sentBytes: number;
+                sentPackets: number;
+            } | null;
+            /** @description Its writable layer. */
+            disk: {
+                usedBytes: number;
+                limitBytes: number;
+            };
+        };
+        ProcessList: {
+            items: components["schemas"]["Process"][];
+        };
+        Process: {
+            /** @description As inside the container, like all numbers here. */
+            pid: number;
+            /** @description 0: it was started from outside, as the first process and `exec` are. */
+            parentPid: number;
+            uid: number | null;
+            /** @description `R` running, `S` sleeping, `D` waiting for a disk, `Z` ended. */
+            state: string;
+            cpuSeconds: number;
+            memoryBytes: number;
+            /** Format: date-time */
+            startedAt: string;
+            /**
+             * @example [
+             *       "sleep",
+             *       "60"
+             *     ]
+             */
+            command: string[];
         };
         PortCreate: {
             /**
@@ -6219,6 +6314,197 @@ export interface operations {
             };
             /** @description `not_supported`: Not supported yet */
             501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getContainerStats: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The container's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description What it uses, and what it may */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ContainerStats"];
+                    "text/event-stream": string;
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listContainerProcesses: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The container's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All that run now */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProcessList"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -22,7 +22,7 @@ export class Cgroups {
 
   /** Whether the kernel killed a process of the group for its memory limit. */
   oomKilled(path: string): boolean {
-    const text = this.#read(path, "memory", this.version === 2 ? "memory.events" : "memory.oom_control");
+    const text = this.read(path, "memory", this.version === 2 ? "memory.events" : "memory.oom_control");
     return Number(/^oom_kill (\d+)$/m.exec(text ?? "")?.[1] ?? 0) > 0;
   }
 
@@ -55,7 +55,7 @@ export class Cgroups {
       writeFileSync(file, value);
     });
     await this.#until(() => {
-      const text = this.#read(path, "freezer", seen);
+      const text = this.read(path, "freezer", seen);
       return text === null || holds(text);
     });
   }
@@ -131,7 +131,8 @@ export class Cgroups {
     }
   }
 
-  #read(path: string, controller: string, file: string): string | null {
+  /** A file of the group; null: there is none. On version 2 the controller has no say. */
+  read(path: string, controller: string, file: string): string | null {
     try {
       return readFileSync(`${root}${this.version === 2 ? "" : `/${controller}`}${path}/${file}`, "utf8");
     } catch (error) {
