@@ -206,23 +206,6 @@ export class Sandboxes {
     }
   }
 
-  /** What a running container uses. @throws BerthError `invalid_state` when it does not run */
-  async usage(id: string, limits: Resources): Promise<Usage> {
-    const { slot, owner, cgroup } = this.#running(id);
-    try {
-      return await usageOf(this.#parts, slot, cgroup, owner.network, limits);
-    } catch (error) {
-      this.#running(id);
-      throw error;
-    }
-  }
-
-  /** The processes of a running container. @throws BerthError `invalid_state` when it does not run */
-  processes(id: string): ProcessView[] {
-    const { slot, cgroup } = this.#running(id);
-    return viewProcesses(this.#parts.cgroups.processes(cgroup), this.#parts.idBase(slot));
-  }
-
   /** Calls back with the id of each container that has ended, until the returned function is called. */
   onExit(listener: (id: string) => void): () => void {
     return this.#exits.on(listener);
@@ -270,6 +253,23 @@ export class Sandboxes {
   /** Takes ports away and cuts their connections. Idempotent. */
   async unpublish(_id: string, ports: readonly PortMapping[]): Promise<void> {
     for (const port of ports) await this.#parts.ports.unpublish(port);
+  }
+
+  /** What a running container uses. @throws BerthError `invalid_state` when it does not run */
+  async usage(id: string, limits: Resources): Promise<Usage> {
+    const { slot, owner, cgroup } = this.#running(id);
+    try {
+      return await usageOf(this.#parts, slot, cgroup, owner.network, limits);
+    } catch (error) {
+      this.#running(id);
+      throw error;
+    }
+  }
+
+  /** The processes of a running container. @throws BerthError `invalid_state` when it does not run */
+  processes(id: string): ProcessView[] {
+    const { slot, cgroup } = this.#running(id);
+    return viewProcesses(this.#parts.cgroups.processes(cgroup), this.#parts.idBase(slot));
   }
 
   /** To be called before a layer's file is deleted; what runs on it goes on. Idempotent. */
