@@ -5,7 +5,7 @@ import type { DeliveryStatus, SourcePayload } from "../core/source.ts";
 import { insertJob } from "./jobs.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import { type Fragment, read, type Scope, type Sql, type Tx, time, wake } from "./scope.ts";
-import { lockHead } from "./source-builds.ts";
+import { keepSource, lockHead } from "./source-builds.ts";
 import { topics } from "./wakeups.ts";
 
 export interface DeliveryRow {
@@ -82,11 +82,13 @@ const kept = 1_000;
 /**
  * Records a delivery and has its ref read. One that came before has no further effect, unless reading the ref failed then.
  * @returns its id
+ * @throws BerthError `not_found` when the source is gone
  */
 export async function recordDelivery(tx: Tx, source: NoticedSource, { key, event, about }: Notice): Promise<string> {
   const id = newId("delivery");
   const asked = "ref" in about ? about : null;
   const ignored = "ref" in about ? null : about.ignored;
+  await keepSource(tx, source.id);
   const added = await tx`
     insert into deliveries (id, source_id, project_id, delivery_key, event, ref, status, detail)
     values (${id}, ${source.id}, ${source.projectId}, ${key}, ${event}, ${asked?.ref ?? null},
@@ -120,8 +122,8 @@ export async function attachRead(tx: Tx, source: NoticedSource, deliveryId: stri
 }
 
 /**
- * The job that will read a ref from now on: the one that waits already, or else a new one behind the job that reads or
- * builds the ref at present. However many ask meanwhile, the ref is read and built once more.
+ * The job that will read a ref from now on: the one that waits already, or else a new one behind the job that builds or
+ * reads the ref at present. However many ask meanwhile, the ref is read and built once more.
  */
 async function queueRead(tx: Tx, source: NoticedSource, asked: Asked): Promise<string> {
   const head = await lockHead(tx, source, asked.ref);
@@ -134,10 +136,10 @@ async function queueRead(tx: Tx, source: NoticedSource, asked: Asked): Promise<s
   const payload = await payloadFor(tx, source, id, asked);
   if (waiting === undefined) {
     const { projectId } = source;
-    const afterJobId = busy[0]?.id ?? head.openJobId;
+    const afterJobId = head.openJobId ?? busy[0]?.id ?? null;
     await insertJob(tx, { id, projectId, kind: "source", subjectId: source.id, payload, afterJobId });
   } else {
-    await tx`update jobs set payload = payload || ${JSON.stringify(payload)}::text::jsonb where id = ${id}`;
+    await tx`update jobs set payload = payload - 'auth' || ${JSON.stringify(payload)}::text::jsonb where id = ${id}`;
     // Who claims passes by the row while it is locked.
     await wake(tx, topics.jobs);
   }

@@ -15,7 +15,7 @@ export async function deployBuilds(tx: Tx, jobIds: readonly string[]): Promise<v
     where b.job_id = any(${[...jobIds]}::text[]) and b.image_digest is not null and s.deploy is not null
       and not exists (select from deployments d join builds later on later.id = d.build_id
         where d.source_id = s.id and later.created_at > b.created_at)
-    order by s.id, b.created_at for update of s`;
+    order by s.id, b.created_at for no key update of s`;
   for (const { sourceId, projectId, buildId } of built) {
     await giveWay(tx, sourceId);
     const id = newId("deployment");

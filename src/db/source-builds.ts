@@ -1,3 +1,4 @@
+import { BerthError } from "../core/errors.ts";
 import type { GitSource } from "../core/git-source.ts";
 import { newId } from "../core/ids.ts";
 import type { SourceBuild } from "../core/source.ts";
@@ -20,8 +21,19 @@ export interface Head {
   openJobId: string | null;
 }
 
-/** Locks a ref of a source until the transaction ends, and answers what is known of it. */
+/**
+ * Keeps a source from being removed until the transaction ends. Who needs more locks takes them in this order: the source,
+ * a ref of it, jobs.
+ * @throws BerthError `not_found` when it is gone
+ */
+export async function keepSource(tx: Tx, id: string): Promise<void> {
+  const there = await tx`select 1 from sources where id = ${id} for key share`;
+  if (there.length === 0) throw new BerthError("not_found", "There is no such source.");
+}
+
+/** Locks a ref of a source until the transaction ends, and answers what is known of it. @throws as `keepSource` */
 export async function lockHead(tx: Tx, source: { id: string; projectId: string }, ref: string): Promise<Head> {
+  await keepSource(tx, source.id);
   await tx`
     insert into source_heads (source_id, project_id, ref) values (${source.id}, ${source.projectId}, ${ref})
     on conflict do nothing`;

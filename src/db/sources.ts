@@ -72,14 +72,13 @@ export async function insertSource(
 
 /** Changes a source to what is given. Of another repository nothing was built yet. */
 export async function updateSource(tx: Tx, projectId: string, id: string, source: SourceFields): Promise<void> {
-  await tx`
-    delete from source_heads where source_id = ${id} and exists (
-      select from sources where id = ${id} and url is distinct from ${source.url})`;
+  const [before] = await tx<{ url: string | null }[]>`select url from sources where id = ${id} for update`;
   await tx`
     update sources set name = ${source.name}, url = ${source.url}, branches = ${source.branches},
       subdirectory = ${source.subdirectory}, build = ${JSON.stringify(source.build)}::text::jsonb,
       deploy = ${json(source.deploy)}::text::jsonb, auth_sealed = ${source.authSealed}
     where project_id = ${projectId} and id = ${id}`;
+  if (before?.url !== source.url) await tx`delete from source_heads where source_id = ${id}`;
 }
 
 const json = (value: object | null) => (value === null ? null : JSON.stringify(value));
@@ -91,6 +90,7 @@ export async function replaceSecret(tx: Tx, projectId: string, id: string, secre
 
 /** Removes a source with what was told of it; what waits to be read of it is cancelled. Its builds stay. */
 export async function deleteSource(tx: Tx, projectId: string, id: string): Promise<void> {
+  await tx`select 1 from sources where project_id = ${projectId} and id = ${id} for update`;
   await tx`
     update jobs set status = 'cancelled', finished_at = now()
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;
