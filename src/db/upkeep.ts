@@ -1,10 +1,12 @@
 import type { Db } from "./connect.ts";
 import { sql } from "./drizzle.ts";
 
-/** Deletes what has served its time: events and ended jobs after 7 days, idempotency keys after one, unused steps after 14. */
+/** Deletes what has served its time: events, deliveries and ended jobs after 7 days, idempotency keys after one, unused steps after 14. */
 export async function deleteExpired(db: Db): Promise<void> {
   await db.execute(sql`delete from events where at < now() - interval '7 days'`);
   await db.execute(sql`delete from idempotency_keys where created_at < now() - interval '1 day'`);
+  // Before their jobs, which know how they ended.
+  await db.execute(sql`delete from deliveries where received_at < now() - interval '7 days'`);
   await db.execute(sql`delete from jobs where finished_at < now() - interval '7 days'`);
   await db.execute(sql`delete from build_cache where used_at < now() - interval '14 days'`);
 }
