@@ -1,4 +1,5 @@
 import { createHash, randomUUID } from "node:crypto";
+import { rmSync } from "node:fs";
 import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { BerthError } from "../core/errors.ts";
@@ -180,9 +181,22 @@ export class LayerStore {
     return used === null ? 0 : Date.now() - used.mtimeMs;
   }
 
-  /** Deletes an image, and not its blob. Where it is mounted it stays until it is unmounted. */
-  async remove(diffId: string): Promise<void> {
-    await this.#exclusively(diffId, () => this.#delete(diffId));
+  /**
+   * Deletes an image that was not asked for during so many milliseconds: whether it was. `unmount` is called just before;
+   * where else it is mounted it stays.
+   */
+  async removeUnused(diffId: string, unusedMs: number, unmount: () => void): Promise<boolean> {
+    return this.#exclusively(diffId, async () => {
+      if ((await this.unusedMs(diffId)) < unusedMs) return false;
+      // From here to where the record is gone nothing else runs: who asks after that is told that the image is not there.
+      if (Date.now() - (this.#uses.get(diffId) ?? 0) < unusedMs) return false;
+      unmount();
+      this.#records.delete(diffId);
+      this.#uses.delete(diffId);
+      rmSync(this.#recordPath(diffId), { force: true });
+      await rm(this.path(diffId), { force: true });
+      return true;
+    });
   }
 
   /** Deletes what an earlier process has left that this one does not know. To be called before any other use. */
@@ -278,13 +292,6 @@ export class LayerStore {
 
   #recordPath(diffId: string): string {
     return join(this.#directory, `${digestHex(diffId)}.json`);
-  }
-
-  async #delete(diffId: string): Promise<void> {
-    this.#records.delete(diffId);
-    this.#uses.delete(diffId);
-    await rm(this.#recordPath(diffId), { force: true });
-    await rm(this.path(diffId), { force: true });
   }
 
   async #exclusively<T>(diffId: string, task: () => Promise<T>): Promise<T> {

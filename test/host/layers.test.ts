@@ -127,7 +127,7 @@ describe("converting", () => {
     const { layer, blob } = await layerBlob([entry("b", { content: "b" }), entry("a/c", { content: "c" })]);
     await layers.import(bytes(blob), layer);
     const first = await readFile(layers.path(layer.diffId));
-    await layers.remove(layer.diffId);
+    await layers.removeUnused(layer.diffId, 0, () => undefined);
     expect(await layers.has(layer.diffId)).toBe(false);
     await layers.ensure(layer);
     expect(await readFile(layers.path(layer.diffId))).toEqual(first);
@@ -282,7 +282,9 @@ describe("storing", () => {
     await layers.removeUnfinished();
     const list = async (): Promise<string[]> => gather(layers.list());
     expect(await list()).toEqual([made.diffId]);
-    await layers.remove(made.diffId);
+    expect(await layers.removeUnused(made.diffId, 60_000, () => undefined)).toBe(false);
+    expect(await list()).toEqual([made.diffId]);
+    expect(await layers.removeUnused(made.diffId, 0, () => undefined)).toBe(true);
     expect(await list()).toEqual([]);
     expect(await readdir(join(directory, "layers"))).toEqual([]);
   });

@@ -25,10 +25,9 @@ export async function collect(
   const used = await layersInUse(connection.db, host.id);
   let removed = 0;
   for await (const diffId of layers.list()) {
-    if (used.has(diffId) || (await layers.unusedMs(diffId)) < (needed.has(diffId) ? uselessMs : graceMs)) continue;
-    sandboxes.unmountLayer(layers.path(diffId));
-    await layers.remove(diffId);
-    removed++;
+    if (used.has(diffId)) continue;
+    const unmount = () => sandboxes.unmountLayer(layers.path(diffId));
+    if (await layers.removeUnused(diffId, needed.has(diffId) ? uselessMs : graceMs, unmount)) removed++;
   }
   if (removed > 0) log.info({ removed }, "removed layers that this host has no use for");
 }

@@ -1,5 +1,6 @@
 import { Readable } from "node:stream";
 import { z } from "@hono/zod-openapi";
+import { bodyLimit } from "hono/body-limit";
 import { BerthError } from "../../core/errors.ts";
 import { digestPattern } from "../../core/reference.ts";
 import type { ByteRange } from "../../image/blobs.ts";
@@ -9,6 +10,8 @@ import type { InternalApp, InternalServices } from "./app.ts";
 const maxBlobBytes = 33 * 2 ** 30;
 
 const Offer = z.strictObject({ sizeBytes: z.int().min(0).max(maxBlobBytes) });
+
+const maxOfferBytes = 4096;
 
 const path = "/internal/blobs/:digest";
 
@@ -45,7 +48,13 @@ export function addBlobs(app: InternalApp, { blobs }: InternalServices): void {
     return c.body(body, 206, { ...headers, "content-range": `bytes ${start}-${end}/${size}` });
   });
 
-  app.post(path, async (c) => {
+  const limit = bodyLimit({
+    maxSize: maxOfferBytes,
+    onError: () => {
+      throw new BerthError("body_too_large", `An offer has at most ${maxOfferBytes} bytes.`);
+    },
+  });
+  app.post(path, limit, async (c) => {
     const digest = parseDigest(c.req.param("digest"));
     const offer = Offer.safeParse(await c.req.json());
     if (!offer.success) throw new BerthError("invalid_request", z.prettifyError(offer.error));
