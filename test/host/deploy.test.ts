@@ -8,6 +8,7 @@ import type { DeployTemplate } from "../../src/core/deploy.ts";
 import { newId } from "../../src/core/ids.ts";
 import { transact } from "../../src/db/scope.ts";
 import { buildHead } from "../../src/db/source-builds.ts";
+import { topics } from "../../src/db/wakeups.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { Deploy, deployTemplate } from "../../src/routes/container-template.ts";
 import { DrivenHost } from "../support/driven-host.ts";
@@ -219,5 +220,117 @@ describe("a deployment", () => {
       "deployment.failed",
     ]);
     expect(body.items.at(-1)?.data.detail).toMatch(/answered 404/);
+  });
+});
+
+describe("a worker killed in a deployment", () => {
+  test.each(["pending", "starting", "switching", "succeeded"])(
+    "when it is %s: the next one takes it through, and clients notice nothing",
+    async (status) => {
+      const killed = await source(`killed-${status}`);
+      const first = await killed.push(serve("before"));
+      const port = first.ports[0]?.hostPort ?? 0;
+      const asking = clients(port, 2);
+      const build = await killed.build(`sleep 0.5; ${serve("after")}`);
+      const { wakeups } = host.api.services;
+      const statuses = async () =>
+        (
+          await host.api.database.owner<{ status: string }[]>`select status from deployments where build_id = ${build}`
+        )[0]?.status ?? "";
+      const order = ["", "pending", "starting", "switching", "succeeded"];
+      const { promise: reached, resolve: reach } = Promise.withResolvers<undefined>();
+      const look = () =>
+        void statuses().then((now) => {
+          if (order.indexOf(now) >= order.indexOf(status)) reach(undefined);
+        });
+      const unsubscribe = wakeups.subscribe(topics.events(host.project.id), look);
+      await reached;
+      unsubscribe();
+      await host.stop("SIGKILL");
+      await host.start();
+      const after = await killed.settled(build);
+      expect(after.status, after.detail ?? "").toBe("succeeded");
+      expect(await ask(port)).toBe("after");
+      const { answers, failures } = await asking.stop();
+      expect(failures).toEqual([]);
+      expect([...answers.keys()]).toEqual(["before", "after"]);
+      await expect
+        .poll(async () =>
+          (await containers()).filter(({ name }) => name.startsWith(killed.name)).map(({ name }) => name),
+        )
+        .toEqual([killed.name]);
+      await host.ask("DELETE", `/v1/containers/${killed.name}?force=true`, undefined, { prefer: "wait=20" });
+    },
+  );
+});
+
+describe("a container's health", () => {
+  const run = async (more: object) => {
+    const { status, body } = await host.ask<Container & { detail: string | null }>("POST", "/v1/containers", {
+      image: "box:1",
+      restartPolicy: { name: "no" },
+      stopSignal: "SIGKILL",
+      ...more,
+    });
+    expect(status, JSON.stringify(body)).toBeLessThan(300);
+    return body.id;
+  };
+  const becomes = (id: string, health: string) =>
+    expect.poll(async () => (await host.ask<Container>("GET", `/v1/containers/${id}`)).body.health).toBe(health);
+  const quick = { intervalSeconds: 0.1, startIntervalSeconds: 0.1, startPeriodSeconds: 0.3, retries: 2 };
+
+  test("is told by a command: its exit code, and why it failed; also after the worker was killed", async () => {
+    const id = await run({
+      command: ["sleep", "600"],
+      healthcheck: { command: ["/bin/sh", "-c", "test -e /ready || { echo not ready; exit 4; }"], ...quick },
+    });
+    await becomes(id, "unhealthy");
+    expect((await host.ask<{ detail: string }>("GET", `/v1/containers/${id}`)).body.detail).toBe(
+      "the check ended with exit code 4: not ready",
+    );
+    await host.ask("POST", `/v1/containers/${id}/exec`, { command: ["touch", "/ready"] });
+    await becomes(id, "healthy");
+    await host.stop("SIGKILL");
+    await host.start();
+    await host.ask("POST", `/v1/containers/${id}/exec`, { command: ["rm", "/ready"] });
+    await becomes(id, "unhealthy");
+    await host.ask("POST", `/v1/containers/${id}/kill`);
+    await expect.poll(async () => (await find(id)).status).toBe("exited");
+    expect((await find(id)).health).toBeNull();
+    const { body } = await host.ask<{ items: { type: string }[] }>("GET", `/v1/events?subjectId=${id}`);
+    expect(body.items.map(({ type }) => type)).toEqual([
+      "container.created",
+      "container.started",
+      "container.unhealthy",
+      "container.healthy",
+      "container.unhealthy",
+      "container.kill_requested",
+      "container.exited",
+    ]);
+    await host.ask("DELETE", `/v1/containers/${id}`);
+  });
+
+  test("is told by what answers on a port, from the host; a check that hangs fails in time", async () => {
+    const command = ["/bin/sh", "-c", serve("fine")];
+    const http = await run({ command, healthcheck: { http: { port: 8080, path: "/index.html" }, ...quick } });
+    const missing = await run({ command, healthcheck: { http: { port: 8080, path: "/gone" }, ...quick } });
+    const closed = await run({ command, healthcheck: { tcp: { port: 81 }, ...quick } });
+    const hanging = await run({
+      // The kernel takes its connections, and nobody answers them.
+      command: ["/bin/sh", "-c", `${serve("x").replace("exec ", "")} & sleep 1; kill -STOP $!; wait`],
+      healthcheck: { http: { port: 8080 }, ...quick, timeoutSeconds: 0.2, startPeriodSeconds: 60 },
+    });
+    for (const id of [http, hanging]) await becomes(id, "healthy");
+    const reasons: string[] = [];
+    for (const id of [missing, closed, hanging]) {
+      await becomes(id, "unhealthy");
+      reasons.push((await host.ask<{ detail: string }>("GET", `/v1/containers/${id}`)).body.detail);
+    }
+    expect(reasons).toEqual([
+      "GET /gone on port 8080 answered 404",
+      "port 81: nothing listens there",
+      "GET / on port 8080: there was no answer within 0.2 s",
+    ]);
+    for (const id of [http, missing, closed, hanging]) await host.ask("DELETE", `/v1/containers/${id}?force=true`);
   });
 });
