@@ -13,6 +13,7 @@ import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
 import { Repositories } from "./routes/git/repositories.ts";
 import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
+import { addBlobs } from "./routes/internal/blobs.ts";
 import { authenticateHost } from "./routes/internal/host-auth.ts";
 import { addHostAdmission } from "./routes/internal/hosts.ts";
 import { closeServer, listen } from "./routes/listener.ts";
@@ -60,7 +61,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   });
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
-  const internal = await listenInternally(config, { blobs, authenticate, log }, { sql, secretKey });
+  const internal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
   const collecting = setInterval(() => void collect(sql, blobs, log), collectEveryMs);
   return {
     async close() {
@@ -85,6 +86,7 @@ function refuse(name: string, { host, port }: { host: string; port: number }): (
 async function listenInternally(
   config: Config,
   services: InternalServices,
+  blobs: ClusterStore,
   hosts: { sql: Pool; secretKey: string },
 ): Promise<Server | null> {
   const { internalListen, internalTls } = config;
@@ -94,6 +96,7 @@ async function listenInternally(
       ? null
       : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
   const app = createInternalApp(services);
+  addBlobs(app, blobs);
   addHostAdmission(app, hosts);
   return listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
 }

@@ -1,7 +1,9 @@
+import { tmpdir } from "node:os";
 import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import { hostKey, joinKey, seal } from "../../src/core/keys.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { createInternalApp, type InternalApp } from "../../src/routes/internal/app.ts";
 import { authenticateHost } from "../../src/routes/internal/host-auth.ts";
 import { addHostAdmission } from "../../src/routes/internal/hosts.ts";
@@ -16,10 +18,10 @@ let secretKey: string;
 beforeAll(async () => {
   api = await createApi(inject("postgresSocketDir"));
   project = await api.project("default");
-  const { sql, blobs } = api.services;
+  const { sql } = api.services;
   ({ secretKey } = api.services);
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
-  app = createInternalApp({ blobs, authenticate, log: pino({ level: "silent" }) });
+  app = createInternalApp({ authenticate, log: pino({ level: "silent" }) });
   addHostAdmission(app, { sql, secretKey });
 });
 afterAll(() => api.close());

@@ -2,6 +2,7 @@ import type { AddressInfo } from "node:net";
 import { pino } from "pino";
 import type { ClusterStore } from "../../src/image/blobs.ts";
 import { createInternalApp } from "../../src/routes/internal/app.ts";
+import { addBlobs } from "../../src/routes/internal/blobs.ts";
 import { closeServer, listen, type TlsIdentity } from "../../src/routes/listener.ts";
 
 /** The API's internal listener on loopback; `credentials` are the hosts' by what they show. */
@@ -17,10 +18,10 @@ export async function startInternalListener(
   tls: TlsIdentity | null = null,
 ): Promise<InternalListener> {
   const app = createInternalApp({
-    blobs,
     authenticate: (bearer) => Promise.resolve(credentials[bearer] ?? null),
     log: pino({ level: "silent" }),
   });
+  addBlobs(app, blobs);
   const server = await listen(app, { host: "127.0.0.1", port: 0 }, { tls });
   const { port } = server.address() as AddressInfo;
   return {

@@ -1,14 +1,11 @@
 import type { HttpBindings } from "@hono/node-server";
 import { Hono } from "hono";
 import { BerthError } from "../../core/errors.ts";
-import type { ClusterStore } from "../../image/blobs.ts";
 import type { Log } from "../../log.ts";
 import { asBerthError } from "../problem.ts";
-import { addBlobs } from "./blobs.ts";
 
 /** What the internal listener is given by api.ts; tests give their own. */
 export interface InternalServices {
-  blobs: ClusterStore;
   /** The id of the host that a bearer credential belongs to; null: nobody's. */
   authenticate: (bearer: string) => Promise<string | null>;
   log: Log;
@@ -46,6 +43,5 @@ export function createInternalApp(services: InternalServices): InternalApp {
     return c.json({ code: error.code, detail: error.message }, error.status as 400);
   });
   app.notFound((c) => c.json({ code: "not_found", detail: "There is nothing at this path." }, 404));
-  addBlobs(app, services);
   return app;
 }

@@ -3,8 +3,8 @@ import { z } from "@hono/zod-openapi";
 import { bodyLimit } from "hono/body-limit";
 import { BerthError } from "../../core/errors.ts";
 import { digestPattern } from "../../core/reference.ts";
-import type { ByteRange } from "../../image/blobs.ts";
-import type { InternalApp, InternalServices } from "./app.ts";
+import type { ByteRange, ClusterStore } from "../../image/blobs.ts";
+import type { InternalApp } from "./app.ts";
 
 /** As much as the largest layer may have before compression (image/layer-limits.ts), and a little. */
 const maxBlobBytes = 33 * 2 ** 30;
@@ -24,7 +24,7 @@ const path = "/internal/blobs/:digest";
  *   or `{ state: "elsewhere", url, headers }`, to PUT it there.
  * - `PUT` with `Content-Range`: what arrives stays when the connection breaks.
  */
-export function addBlobs(app: InternalApp, { blobs }: InternalServices): void {
+export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
   app.get(path, async (c) => {
     const digest = parseDigest(c.req.param("digest"));
     const size = await blobs.size(digest);
