@@ -38,6 +38,17 @@ const list = operation({
   errors: ["not_found"],
 });
 
+const get = operation({
+  method: "get",
+  path: "/v1/sources/{id}/deliveries/{deliveryId}",
+  operationId: "getDelivery",
+  tag,
+  summary: "Get a delivery, or wait for what becomes of it",
+  request: { params: deliveryParam, headers: preferHeader },
+  responses: { 200: json(Delivery, "The delivery") },
+  errors: ["not_found"],
+});
+
 const redeliver = operation({
   method: "post",
   path: "/v1/sources/{id}/deliveries/{deliveryId}/redeliver",
@@ -84,6 +95,11 @@ export function addDeliveries(app: App, services: Services): void {
   const waited = async (c: Request, sourceId: string, id: string) => {
     const row = await settle(services, c, id, () => findDelivery(sql, c.var.scope, sourceId, id), isOver);
     if (row === null) throw notFound("delivery");
+    return row;
+  };
+  const asked = async (c: Request, sourceId: string, id: string) => {
+    c.header("Location", `/v1/sources/${sourceId}/deliveries/${id}`);
+    const row = await waited(c, sourceId, id);
     return c.json(deliveryView(row), isOver(row) ? 200 : 202);
   };
   const noticed = ({ id }: SourceRow, c: Request) => ({ id, projectId: c.var.scope.projectId, secretKey });
@@ -98,6 +114,12 @@ export function addDeliveries(app: App, services: Services): void {
     );
   });
 
+  app.openapi(get, async (c) => {
+    const { id, deliveryId } = c.req.valid("param");
+    const source = await requireSource(services, c, id);
+    return c.json(deliveryView(await waited(c, source.id, deliveryId)), 200);
+  });
+
   app.openapi(redeliver, async (c) => {
     const { id: sourceId, deliveryId } = c.req.valid("param");
     const source = await requireSource(services, c, sourceId);
@@ -109,7 +131,7 @@ export function addDeliveries(app: App, services: Services): void {
       await attachRead(tx, noticed(source, c), row.id, { ref });
       return { id: row.id };
     });
-    return waited(c, source.id, made.id);
+    return asked(c, source.id, made.id);
   });
 
   app.openapi(build, async (c) => {
@@ -123,7 +145,7 @@ export function addDeliveries(app: App, services: Services): void {
       await appendEvent(tx, { projectId, type: "source.build_requested", subjectId: source.id, data: { ref } });
       return { id };
     });
-    return waited(c, source.id, made.id);
+    return asked(c, source.id, made.id);
   });
 }
 

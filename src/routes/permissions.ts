@@ -18,6 +18,7 @@ export const permissions = {
   deleteSource: "deployer",
   rotateSourceSecret: "deployer",
   listDeliveries: "viewer",
+  getDelivery: "viewer",
   redeliverDelivery: "deployer",
   buildSource: "deployer",
   receiveWebhook: "public",

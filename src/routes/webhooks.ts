@@ -8,12 +8,13 @@ import { isSigned, type WebhookRequest } from "../core/webhook-signature.ts";
 import { findDelivery, type Notice, recordDelivery } from "../db/deliveries.ts";
 import { transact } from "../db/scope.ts";
 import { findWebhookSource } from "../db/sources.ts";
-import type { App, Request, Services } from "./context.ts";
+import type { App, Services } from "./context.ts";
 import { json, operation } from "./operation.ts";
+import { RawBodies } from "./raw-body.ts";
 import { Delivery, deliveryView } from "./source-schema.ts";
 
-/** Bytes of a delivery's body. A push of thousands of commits has some megabytes. */
-const maxBytes = 4 * 2 ** 20;
+/** A push of thousands of commits has some megabytes. */
+const bodyLimits = { maxBytes: 4 * 2 ** 20, maxBytesAtOnce: 64 * 2 ** 20, maxMs: 15_000 };
 
 const receive = operation({
   method: "post",
@@ -36,7 +37,7 @@ const receive = operation({
       "It is recorded",
     ),
   },
-  errors: ["invalid_signature", "body_too_large"],
+  errors: ["invalid_signature", "body_too_large", "too_many_requests"],
 });
 
 /** Stands in for a source that does not exist, so that its refusal looks and lasts as any other. */
@@ -44,10 +45,11 @@ const nobody = { provider: "github", secret: randomBytes(32).toString("base64") 
 
 export function addWebhooks(app: App, services: Services): void {
   const { sql, secretKey } = services;
+  const bodies = new RawBodies(bodyLimits);
 
   app.openapi(receive, async (c) => {
     const { sourceId } = c.req.valid("param");
-    const request: WebhookRequest = { headers: c.req.header(), body: await readBody(c) };
+    const request: WebhookRequest = { headers: c.req.header(), body: await bodies.read(c.req.raw) };
     const found = isId("source", sourceId) ? await findWebhookSource(sql, sourceId) : null;
     const { provider, secret } =
       found === null ? nobody : { ...found, secret: open(secretKey, `secret:${sourceId}`, found.secretSealed) };
@@ -77,18 +79,4 @@ function noticesOf(event: WebhookEvent, branches: readonly string[]): Notice[] {
   return "ignored" in reaction
     ? [{ ...told, about: reaction }]
     : reaction.refs.toSorted().map((ref) => ({ ...told, about: { ref } }));
-}
-
-/** The body's bytes as they came. @throws BerthError `body_too_large` before more of it is kept */
-async function readBody(c: Request): Promise<Buffer> {
-  const tooLarge = new BerthError("body_too_large", `A webhook's body has at most ${String(maxBytes)} bytes.`);
-  if (Number(c.req.header("content-length") ?? 0) > maxBytes) throw tooLarge;
-  const parts: Uint8Array[] = [];
-  let bytes = 0;
-  for await (const part of (c.req.raw.body ?? []) as AsyncIterable<Uint8Array>) {
-    bytes += part.byteLength;
-    if (bytes > maxBytes) throw tooLarge;
-    parts.push(part);
-  }
-  return Buffer.concat(parts);
 }

@@ -71,18 +71,13 @@ async function notify(more: { of?: Source; body?: string } = {}): Promise<Delive
   return delivery;
 }
 
-async function told(id: string, of = source): Promise<Delivery | undefined> {
-  const list = await host.ask<{ items: Delivery[] }>("GET", `/v1/sources/${of.id}/deliveries`);
-  return list.body.items.find((delivery) => delivery.id === id);
+async function told(id: string, of = source, seconds = 0): Promise<Delivery> {
+  const path = `/v1/sources/${of.id}/deliveries/${id}`;
+  return (await host.ask<Delivery>("GET", path, undefined, { prefer: `wait=${String(seconds)}` })).body;
 }
 
 /** The delivery once nothing more will become of it. */
-async function ended(delivery: Delivery, of = source): Promise<Delivery> {
-  await expect
-    .poll(async () => (await told(delivery.id, of))?.status, { timeout: 30_000 })
-    .toMatch(/^(?:ignored|built|failed)$/);
-  return (await told(delivery.id, of)) ?? delivery;
-}
+const ended = (delivery: Delivery, of = source) => told(delivery.id, of, 30);
 
 async function builds(of = source): Promise<Build[]> {
   const list = await host.ask<{ items: Build[] }>("GET", "/v1/builds?limit=200");
@@ -127,14 +122,14 @@ test("a hundred pushes while a build is under way are one more build, of the las
   await limit(0);
   const first = change("first of many");
   const begun = await notify();
-  await expect.poll(async () => (await told(begun.id))?.status).toBe("building");
+  await expect.poll(async () => (await told(begun.id)).status).toBe("building");
   for (let n = 0; n < 10; n++) {
     if (n % 5 === 0) change(`many ${String(n)}`);
     await Promise.all(Array.from({ length: 10 }, () => notify()));
   }
   const last = change("last of many");
   const latest = await notify();
-  expect((await told(latest.id))?.status).toBe("received");
+  expect((await told(latest.id)).status).toBe("received");
   await limit(2);
   await owner`select pg_notify('berth', 'jobs')`;
   expect(await ended(latest)).toMatchObject({ status: "built" });
@@ -176,6 +171,12 @@ test("what can't be read fails with its reason, and is read again when told once
     detail: `The git repository ${JSON.stringify(url("/nope.git"))} does not exist.`,
     buildId: null,
   });
+  // Nothing connects there: the address is refused before.
+  await host.ask("PATCH", `/v1/sources/${web.id}`, { url: "http://10.1.2.3/x.git" });
+  expect(await ended(await notify({ of: web }), web)).toMatchObject({
+    status: "failed",
+    detail: 'Berth does not connect to "10.1.2.3": it is in a private or reserved network.',
+  });
   await host.ask("PATCH", `/v1/sources/${web.id}`, { url: url(), branches: ["gone"] });
   const gone = await host.ask<Delivery>("POST", `/v1/sources/${web.id}/build`, {}, { prefer: "wait=30" });
   expect(gone.body).toMatchObject({ status: "failed", detail: `The git repository "${url()}" has no branch "gone".` });
@@ -183,6 +184,18 @@ test("what can't be read fails with its reason, and is read again when told once
   const path = `/v1/sources/${web.id}/deliveries/${failed.id}/redeliver`;
   const again = await host.ask<Delivery>("POST", path, undefined, { prefer: "wait=30" });
   expect(again).toMatchObject({ status: 200, body: { id: failed.id, status: "built", detail: null } });
+});
+
+test("a worker that dies while it reads is no loss: the next one reads and builds", async () => {
+  const web = await create({ url: url("/hang.git") });
+  const begun = await notify({ of: web });
+  await server.hanging;
+  await host.stop("SIGKILL");
+  await host.ask("PATCH", `/v1/sources/${web.id}`, { url: url() });
+  const commit = change("after a death");
+  await host.start();
+  expect(await ended(begun, web)).toMatchObject({ status: "built" });
+  expect(await builds(web)).toMatchObject([{ source: { commit }, status: "succeeded" }]);
 });
 
 test("a private repository is read and built with the source's credentials, which are nowhere to be seen", async () => {
