@@ -2,9 +2,10 @@ import { isChmod } from "./chmod.ts";
 import type { CopyInstruction } from "./instruction.ts";
 import type { CopyOrigin } from "./origin.ts";
 import { cleanPath, namesDirectory, resolvePath } from "./paths.ts";
+import { type RemoteSource, remoteSource } from "./remote-source.ts";
 import type { Scope } from "./scope.ts";
-import { dockerfileError, quoted } from "./source.ts";
-import type { CopyStep, RemoteSource, StepBody } from "./step.ts";
+import { dockerfileError, type Location, quoted } from "./source.ts";
+import type { CopyStep, StepBody } from "./step.ts";
 
 /** The step of a COPY or ADD: words expanded, paths absolute, remote sources apart from local ones. */
 export function planCopy(
@@ -17,14 +18,13 @@ export function planCopy(
   const keyword = instruction.kind.toUpperCase();
   const optional = (text: string | null) => (text === null ? null : scope.word(text, at));
   const written = instruction.sources.map((source) => scope.word(source, at));
-  const remotes = written.flatMap((source) => remoteSource(source) ?? []);
+  const isRemote = (source: string) => remoteSource(source, instruction, at);
+  const remotes = written.flatMap((source) => isRemote(source) ?? []);
   if (remotes.length > 0 && instruction.kind === "copy") {
     throw dockerfileError(at, `COPY takes no URL; ADD does.`);
   }
   const checksum = optional(instruction.checksum);
-  if (checksum !== null && (written.length !== 1 || remotes.length !== 1)) {
-    throw dockerfileError(at, "--checksum needs exactly one source, a URL.");
-  }
+  if (checksum !== null) checkChecksum(checksum, written.length === 1 ? remotes[0] : undefined, at);
   const chmod = optional(instruction.chmod);
   if (chmod !== null && !isChmod(chmod)) {
     throw dockerfileError(
@@ -35,7 +35,7 @@ export function planCopy(
   const chown = optional(instruction.chown);
   const target = scope.word(instruction.destination, at);
   if (target === "") throw dockerfileError(at, `the destination of ${keyword} is empty.`);
-  const sources = written.filter((source) => remoteSource(source) === null);
+  const sources = written.filter((source) => isRemote(source) === null);
   const inline = instruction.inline.map(({ name, content, expand }) => ({
     name,
     content: expand ? scope.content(content, at) : content,
@@ -45,6 +45,10 @@ export function planCopy(
     chown === null ? [] : [`--chown=${chown}`],
     chmod === null ? [] : [`--chmod=${chmod}`],
   ].flat();
+  const intoDirectory = namesDirectory(target) || written.length + inline.length > 1;
+  if (intoDirectory && remotes.some((remote) => remote.kind === "http" && remote.name === "")) {
+    throw dockerfileError(at, "the URL's path ends in no file name, so the destination must say one.");
+  }
   const names = [...written, ...inline.map(({ name }) => `<<${name}`)];
   return {
     kind: "copy",
@@ -54,7 +58,7 @@ export function planCopy(
     remotes,
     inline,
     destination: resolvePath(cwd, target),
-    intoDirectory: namesDirectory(target) || names.length > 1,
+    intoDirectory,
     chown: chown === "" ? null : chown,
     chmod,
     excludes: instruction.excludes.map((pattern) => scope.word(pattern, at)),
@@ -73,7 +77,10 @@ function cleanKeepingPivot(source: string): string {
   return `${before === "/" ? "" : before}/.${cleanPath(source.slice(pivot + 3))}`;
 }
 
-function remoteSource(source: string): RemoteSource | null {
-  if (/^(?:git@|ssh:\/\/|git:\/\/)|^https?:\/\/[^?#]*\.git(?:#|$)/.test(source)) return { kind: "git", url: source };
-  return /^https?:\/\//.test(source) ? { kind: "http", url: source } : null;
+function checkChecksum(checksum: string, remote: RemoteSource | undefined, at: Location): void {
+  if (remote === undefined) throw dockerfileError(at, "--checksum needs exactly one source, a URL.");
+  const form = remote.kind === "http" ? /^sha256:[0-9a-f]{64}$/ : /^[0-9a-f]{1,64}$/;
+  if (form.test(checksum)) return;
+  const rule = remote.kind === "http" ? "sha256: and 64 hexadecimal digits" : "a commit id or its beginning";
+  throw dockerfileError(at, `--checksum of this source must be ${rule}, not ${quoted(checksum)}.`);
 }

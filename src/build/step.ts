@@ -2,6 +2,7 @@ import type { ImageProcess } from "../core/image.ts";
 import type { Platform } from "../core/platform.ts";
 import type { Mount } from "./mount.ts";
 import type { CopyOrigin } from "./origin.ts";
+import type { RemoteSource } from "./remote-source.ts";
 import type { Location } from "./source.ts";
 import type { Warning } from "./warning.ts";
 
@@ -14,12 +15,6 @@ interface StepBase {
   at: Location;
   /** `created_by` of the image's history; null: it leaves no trace there. */
   createdBy: string | null;
-}
-
-/** A source of ADD that is fetched: a file by http(s), or a git repository. */
-export interface RemoteSource {
-  kind: "http" | "git";
-  url: string;
 }
 
 /** Fetches or chooses the root filesystem that a stage begins with. */
@@ -63,8 +58,9 @@ export interface CopyStep extends StepBase {
   parents: boolean;
   /** The layer does not depend on the layers below: the destination's symlinks are not followed. */
   link: boolean;
-  /** Unpack sources that are archives. */
+  /** Unpack files of the origin that are archives. */
   unpack: boolean;
+  /** Of the one remote source: `sha256:…` of a file, or how the commit of a repository begins. */
   checksum: string | null;
 }
 

@@ -88,3 +88,39 @@ export function parseSubdirectory(text: string): string | null {
   if (parts.includes("..")) throw invalid("Must be a path within the repository, without `..`");
   return parts.length === 0 ? null : parts.join("/");
 }
+
+/** A repository and what of it is meant, in one text as builders write it. */
+export interface GitAddress {
+  url: string;
+  ref: string | null;
+  subdirectory: string | null;
+  /** Where the tree goes, its `.git` goes too. */
+  keepGitDir: boolean;
+}
+
+/**
+ * `https://host/repo.git#ref:directory`, or the same as `?ref=…&subdir=…` (also `branch`, `tag`, `commit` and
+ * `keep-git-dir`).
+ * @throws BerthError `invalid_request`
+ */
+export function parseGitAddress(text: string): GitAddress {
+  const [, address = "", query = "", fragment = ""] = /^([^?#]*)(?:\?([^#]*))?(?:#(.*))?$/s.exec(text) ?? [];
+  const colon = fragment.indexOf(":");
+  let ref = colon < 0 ? fragment : fragment.slice(0, colon);
+  let keepGitDir = false;
+  let subdirectory = colon < 0 ? "" : fragment.slice(colon + 1);
+  for (const [name, value] of new URLSearchParams(query)) {
+    if (name === "subdir") subdirectory = value;
+    else if (name === "branch") ref = `refs/heads/${value}`;
+    else if (name === "tag") ref = `refs/tags/${value}`;
+    else if (name === "ref" || name === "commit") ref = value;
+    else if (name === "keep-git-dir") keepGitDir = /^(?:|1|true)$/.test(value);
+    else throw invalid("Of a repository's query ref, branch, tag, commit, subdir and keep-git-dir are known");
+  }
+  return {
+    url: parseGitUrl(address),
+    ref: ref === "" ? null : parseGitRef(ref),
+    subdirectory: parseSubdirectory(subdirectory.replace(/^\/+/, "")),
+    keepGitDir,
+  };
+}

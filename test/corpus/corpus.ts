@@ -21,6 +21,10 @@ export function corpusList(): CorpusEntry[] {
     .split("\n")
     .map((line) => {
       const [sha256 = "", url = "", ...args] = line.split(" ");
-      return { sha256, url, args: Object.fromEntries(args.map((arg) => arg.split("=", 2))) };
+      return {
+        sha256,
+        url,
+        args: Object.fromEntries(args.map((arg) => [arg.split("=", 1)[0] ?? "", arg.slice(arg.indexOf("=") + 1)])),
+      };
     });
 }

@@ -7,7 +7,8 @@ import type { Image } from "../../src/core/image.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { RootView } from "../../src/engine/build/root-view.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
-import { FileBlobs } from "../../src/image/blobs.ts";
+import { FileBlobs } from "../../src/image/file-blobs.ts";
+import { HttpClient } from "../../src/image/http.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { OutboundPolicy } from "../../src/image/outbound.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
@@ -80,6 +81,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
     }
     return Promise.resolve(true);
   }, 1);
+  const outbound = new OutboundPolicy(order.outboundAllow ?? []);
   const started = performance.now();
   let image: Image | null = null;
   let fetched: GitSource | null = null;
@@ -106,7 +108,8 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
         },
         withRoot,
         gitAuth: null,
-    outbound: new OutboundPolicy(order.outboundAllow ?? []),
+        outbound,
+        http: new HttpClient(outbound, 5_000),
         fetched: (source) => {
           fetched = source;
           return Promise.resolve();

@@ -10,6 +10,7 @@ import type { CopyStep } from "../../src/build/step.ts";
 import { readContext } from "../../src/engine/build/context.ts";
 import type { ContextTree } from "../../src/engine/build/context-tree.ts";
 import { copyLayer } from "../../src/engine/build/copy-layer.ts";
+import { originSource } from "../../src/engine/build/copy-source.ts";
 import type { FileTree } from "../../src/engine/build/file-entry.ts";
 import { emptyRoot } from "../../src/engine/build/root-view.ts";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
@@ -57,7 +58,8 @@ function step(line: string, ...before: string[]): CopyStep {
 /** The layer's entries, as `path`, `path/`, `path->target` or `path=content` when it is not the path's own name. */
 async function copied(line: string, origin: FileTree, below: FileTree = emptyRoot): Promise<string[]> {
   const shown: string[] = [];
-  for await (const made of copyLayer(step(line), origin, below)) {
+  const one = step(line);
+  for await (const made of copyLayer(one, [originSource(one, origin)], below)) {
     if (made.type === "symlink") shown.push(`${made.path}->${made.target}`);
     else if (made.type === "directory") shown.push(made.path);
     else {
@@ -122,7 +124,8 @@ test("the destination follows the image's own links and keeps its directories as
     entry("usr/lib/", { type: "directory", mode: 0o711 }),
   ]);
   const made: LayerEntry[] = [];
-  for await (const one of copyLayer(step("COPY a /lib/deep/"), context, below)) made.push(one);
+  const deep = step("COPY a /lib/deep/");
+  for await (const one of copyLayer(deep, [originSource(deep, context)], below)) made.push(one);
   expect(made.map(({ path, mode }) => [path, mode])).toEqual([
     ["/", 0o755],
     ["usr/", 0o755],
@@ -143,7 +146,8 @@ test("owners and modes", async () => {
   const below = await tree(files("etc/passwd=app:x:33:44::/:/x\n", "etc/group=web:x:55:\n"));
   const owners = async (flag: string) => {
     const made: LayerEntry[] = [];
-    for await (const one of copyLayer(step(`COPY ${flag} a /n/`), context, below)) made.push(one);
+    const flagged = step(`COPY ${flag} a /n/`);
+    for await (const one of copyLayer(flagged, [originSource(flagged, context)], below)) made.push(one);
     return made.slice(-2).map(({ uid, gid, mode }) => [uid, gid, mode.toString(8)]);
   };
   expect(await owners("--chown=app")).toEqual([
@@ -169,7 +173,6 @@ test("ADD unpacks archives, resolving the image's links, and nothing else", asyn
     entry("x.tgz", { content: gzipSync(tar) }),
     entry("x.tar.zst", { content: zstdCompressSync(tar) }),
     entry("x.gz", { content: gzipSync("no tar") }),
-    entry("x.xz", { content: Buffer.from([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00]) }),
     entry("bad.tar", { content: await collect(writeTar(files("ok=1", "x/../../y=2"))) }),
   ]);
   const below = await tree(files("usr/lib/", "lib->usr/lib"));
@@ -180,7 +183,6 @@ test("ADD unpacks archives, resolving the image's links, and nothing else", asyn
   }
   expect(await copied("ADD x.gz /d/", origin)).toEqual(["/", "d/", `d/x.gz=${gzipSync("no tar").toString()}`]);
   expect(await copied("ADD --unpack=false x.tar /d", origin)).toHaveLength(2);
-  await expect(copied("ADD x.xz /d/", origin)).rejects.toMatchObject({ code: "not_supported" });
   await expect(copied("ADD bad.tar /d/", origin)).rejects.toThrow(/has a "\.\."/);
 });
 

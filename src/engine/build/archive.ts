@@ -1,40 +1,31 @@
 import { resolveIn, type Tree, type TreeEntry } from "../../build/tree.ts";
 import { BerthError } from "../../core/errors.ts";
-import { decompress, detectCompression } from "../../image/compress.ts";
 import { type ByteString, type LayerEntry, showBytes } from "../../image/layer-entry.ts";
 import { readTar } from "../../image/tar-read.ts";
 import type { Destination } from "./destination.ts";
 import type { FileTree } from "./file-entry.ts";
 
 const headerSize = 512;
-/** `BZh` and xz's magic: archives that BuildKit unpacks and Node can't. */
-const foreign = [Buffer.from("BZh"), Buffer.from([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00])];
+
+/** The plain bytes of what may be compressed. */
+export type Decompress = (content: AsyncIterable<Uint8Array>) => AsyncIterable<Uint8Array>;
 
 /**
- * Whether ADD unpacks the file: a tar, plain or in gzip or zstd, known by its bytes and not by its name. `open` may be
- * called twice.
- * @throws BerthError `not_supported` for bzip2 and xz: only a tool of the image could, and none runs outside a sandbox.
+ * Whether ADD unpacks the file: a tar, plain or compressed, known by its bytes and not by its name. `open` may be called
+ * twice.
  */
-export async function isArchive(open: () => AsyncIterable<Uint8Array>): Promise<boolean> {
-  const start = await head(open(), headerSize);
-  if (foreign.some((magic) => start.subarray(0, magic.length).equals(magic))) {
-    throw new BerthError(
-      "not_supported",
-      "ADD unpacks tar, tar.gz and tar.zst; for bzip2 and xz use RUN tar, or --unpack=false.",
-    );
-  }
-  if (detectCompression(start) === "none") return isTarHeader(start);
+export async function isArchive(open: () => AsyncIterable<Uint8Array>, plain: Decompress): Promise<boolean> {
   try {
-    return isTarHeader(await head(decompress(open()), headerSize));
+    return isTarHeader(await head(plain(open()), headerSize));
   } catch (error) {
     // Damaged, or compressed by chance: then it is a file like any other.
-    if (error instanceof BerthError) return false;
+    if (error instanceof BerthError && error.code === "invalid_image") return false;
     throw error;
   }
 }
 
 /**
- * The entries of an archive below `into`. Directories on the way are resolved in the root below and in what the archive
+ * The entries of an archive, a plain tar, below `into`. Directories on the way are resolved in the root below and in what the archive
  * has brought so far, as tar does when it unpacks over a `lib` that is a link to `usr/lib`; never out of the root.
  * @throws BerthError `invalid_context` for names with `..` and for paths through files.
  */
@@ -50,7 +41,7 @@ export async function* unpack(
     get: async (path) => links.get(path) ?? (await below.get(path)),
     list: () => Promise.resolve([]),
   };
-  for await (const entry of readTar(decompress(content))) {
+  for await (const entry of readTar(content)) {
     const parts = entry.path.split("/").filter((part) => part !== "" && part !== ".");
     if (parts.includes("..")) throw refused(entry.path, 'it has a ".."');
     const name = parts.at(-1);

@@ -3,30 +3,28 @@ import { select } from "../../build/select.ts";
 import type { CopyStep } from "../../build/step.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import type { ContextEntry } from "./context-tree.ts";
+import type { CopySource } from "./copy-source.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 
 /**
- * A digest of all that a COPY takes from a tree: places, bytes, modes, owners, links. Times are no part, so that a fresh
+ * A digest of all that a COPY or ADD takes: places, bytes, modes, owners, links. Times are no part, so that a fresh
  * clone of the same commit, or a program compiled again to the same bytes, changes nothing.
  */
-export async function copiedContent<E extends FileEntry>(tree: FileTree<E>, step: CopyStep): Promise<string> {
+export async function copiedContent(sources: readonly CopySource[], step: CopyStep): Promise<string> {
   const hash = createHash("sha256");
-  const selection = {
-    sources: step.sources.map(toByteString),
-    excludes: step.excludes.map(toByteString),
-    parents: step.parents,
-    intoDirectory: true,
-  };
-  for await (const { entry, from, to } of select(tree, selection)) {
-    const { type, mode, uid, gid, size, target } = entry;
-    const xattrs = [...entry.xattrs].map(([name, value]) => [name, Buffer.from(value).toString("hex")]);
-    const content = type === "file" ? await contentDigest(tree, from, entry) : "";
-    hash.update(JSON.stringify([to, type, mode, uid, gid, size, target, xattrs, content]));
+  const how = { excludes: step.excludes.map(toByteString), parents: step.parents, intoDirectory: true };
+  for (const { tree, patterns } of sources) {
+    for await (const { entry, from, to } of select(tree, { ...how, sources: patterns })) {
+      const { type, mode, uid, gid, size, target } = entry;
+      const xattrs = [...entry.xattrs].map(([name, value]) => [name, Buffer.from(value).toString("hex")]);
+      const content = type === "file" ? await contentDigest(tree, from, entry) : "";
+      hash.update(JSON.stringify([to, type, mode, uid, gid, size, target, xattrs, content]));
+    }
   }
   return hash.digest("hex");
 }
 
-async function contentDigest<E extends FileEntry>(tree: FileTree<E>, path: string, entry: E): Promise<string> {
+async function contentDigest(tree: FileTree, path: string, entry: FileEntry): Promise<string> {
   if ("sha256" in entry) return (entry as unknown as ContextEntry).sha256;
   const hash = createHash("sha256");
   for await (const part of tree.read(path, entry)) hash.update(part);

@@ -3,31 +3,37 @@ import { type CopyItem, select } from "../../build/select.ts";
 import type { CopyStep } from "../../build/step.ts";
 import { resolveIn } from "../../build/tree.ts";
 import { BerthError } from "../../core/errors.ts";
+import { decompress } from "../../image/compress.ts";
 import { type ByteString, type LayerEntry, noXattrs, showBytes, toByteString } from "../../image/layer-entry.ts";
 import { resolveOwner } from "./accounts.ts";
-import { isArchive, unpack } from "./archive.ts";
+import { type Decompress, isArchive, unpack } from "./archive.ts";
+import type { CopySource } from "./copy-source.ts";
 import { Destination, type Making, parentOf } from "./destination.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 import { emptyRoot } from "./root-view.ts";
 
 /**
- * The entries of the layer that a COPY or ADD makes: sources chosen out of `origin`, put where the destination is in
- * `below`, the root so far. Nothing is written on the way: names from tenants meet only these two trees.
+ * The entries of the layer that a COPY or ADD makes: files chosen out of the sources, put where the destination is in
+ * `below`, the root so far. Nothing is written on the way: names from tenants meet only these trees. `plain` decompresses
+ * archives.
  * @throws BerthError `invalid_context`, `invalid_user`.
  */
-export async function* copyLayer(step: CopyStep, origin: FileTree, below: FileTree): AsyncGenerator<LayerEntry> {
+export async function* copyLayer(
+  step: CopyStep,
+  sources: readonly CopySource[],
+  below: FileTree,
+  plain: Decompress = decompress,
+): AsyncGenerator<LayerEntry> {
   const owner = step.chown === null ? null : await resolveOwner(step.chown, below);
   const root = step.link ? emptyRoot : below;
   const target = await resolveIn(root, toByteString(step.destination));
   if (target.blocked) throw cannotPlace(step.destination, "its path leads through something that is no directory");
   const intoDirectory = step.intoDirectory || target.entry?.type === "directory";
-  const sources = {
-    sources: step.sources.map(toByteString),
-    excludes: step.excludes.map(toByteString),
-    parents: step.parents,
-  };
-  const writer = new Writer(step, origin, target.path, owner, root);
-  for await (const item of select(origin, { ...sources, intoDirectory })) yield* writer.add(item);
+  const how = { excludes: step.excludes.map(toByteString), parents: step.parents, intoDirectory };
+  const writer = new Writer(step, target.path, owner, root, plain);
+  for (const source of sources) {
+    for await (const item of select(source.tree, { ...how, sources: source.patterns })) yield* writer.add(item, source);
+  }
   for (const { name, content } of step.inline) yield* writer.inline(toByteString(name), content, intoDirectory);
   // A source that matched nothing still makes the directory that it would have gone into.
   if (intoDirectory) yield* writer.directory();
@@ -39,27 +45,27 @@ function cannotPlace(destination: string, why: string): BerthError {
 
 class Writer {
   readonly #step: CopyStep;
-  readonly #origin: FileTree;
   readonly #target: ByteString;
   readonly #owner: { uid: number; gid: number } | null;
   readonly #below: FileTree;
+  readonly #plain: Decompress;
   #destination: Destination | null = null;
 
   constructor(
     step: CopyStep,
-    origin: FileTree,
     target: ByteString,
     owner: { uid: number; gid: number } | null,
     below: FileTree,
+    plain: Decompress,
   ) {
     this.#step = step;
-    this.#origin = origin;
     this.#target = target;
     this.#owner = owner;
     this.#below = below;
+    this.#plain = plain;
   }
 
-  async *add(item: CopyItem<FileEntry>): AsyncGenerator<LayerEntry> {
+  async *add(item: CopyItem<FileEntry>, source: CopySource): AsyncGenerator<LayerEntry> {
     const { entry, from, to } = item;
     // Sockets, pipes and devices have no content that could be copied.
     if (entry.type === "other") return;
@@ -71,13 +77,14 @@ class Writer {
       else yield* destination.described(path, this.#attributes(entry));
       return;
     }
-    if (this.#step.unpack && entry.type === "file" && (await isArchive(() => this.#origin.read(from, entry)))) {
+    const read = () => source.tree.read(from, entry);
+    if (source.unpack && entry.type === "file" && (await isArchive(read, this.#plain))) {
       const into = this.#step.intoDirectory || to === "/" ? this.#target : parentOf(path);
       yield* destination.directories(into);
-      yield* unpack(this.#origin.read(from, entry), into, this.#below, destination, this.#owner);
+      yield* unpack(this.#plain(read()), into, this.#below, destination, this.#owner);
       return;
     }
-    yield* this.#file(destination, path, entry, entry.type === "file" ? this.#origin.read(from, entry) : []);
+    yield* this.#file(destination, path, entry, entry.type === "file" ? read() : []);
   }
 
   async *inline(name: ByteString, content: string, intoDirectory: boolean): AsyncGenerator<LayerEntry> {

@@ -1,10 +1,10 @@
 import { BerthError } from "../../core/errors.ts";
 import { commitPattern, type GitAuth } from "../../core/git-source.ts";
 import { defaultBranch, refName } from "../../core/source.ts";
-import type { GitMeans } from "./git-context.ts";
 import { fetchFailure } from "./git-failure.ts";
 import { startGit } from "./git-program.ts";
 import { type GitRemote, gitRemote } from "./git-remote.ts";
+import type { GitHost } from "./git-tree.ts";
 
 const maxReadMs = 60_000;
 /** Bytes of the answer: a server may claim any number of refs that end alike. */
@@ -23,7 +23,7 @@ export interface GitHead {
  */
 export async function readHead(
   repository: { url: string; ref: string; auth: GitAuth | null },
-  means: Pick<GitMeans, "sandboxes" | "outbound">,
+  means: Pick<GitHost, "sandboxes" | "outbound">,
   signal: AbortSignal,
 ): Promise<GitHead> {
   const { url, ref, auth } = repository;

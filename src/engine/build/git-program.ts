@@ -2,6 +2,7 @@ import { closeSync } from "node:fs";
 import { Socket } from "node:net";
 import { constants } from "node:os";
 import { type ChildProcess, openPipe, spawn } from "../../isolation/apply/spawn.ts";
+import { confined } from "./confined.ts";
 
 /** The bare repository that git works in, and the host id that it runs as and that owns the directory. */
 export interface GitPlace {
@@ -59,11 +60,12 @@ export function startGit(
   signal.throwIfAborted();
   const stdout = openPipe();
   const stderr = openPipe();
+  const prefix = confined({ uid: place.uid, limits, network: true });
   let child: ChildProcess;
   try {
     child = spawn({
-      file: "/usr/bin/unshare",
-      args: [...wrapping(place.uid), "/usr/bin/git", ...config.flatMap((setting) => ["-c", setting]), ...args],
+      file: prefix.file,
+      args: [...prefix.args, "/usr/bin/git", ...config.flatMap((setting) => ["-c", setting]), ...args],
       env: {
         PATH: "/usr/bin:/bin",
         HOME: "/nonexistent",
@@ -95,21 +97,6 @@ export function startGit(
     return { exitCode, stderr: await errors };
   });
   return { output, stop, ended };
-}
-
-/** What stands before git's own argv, each program executing the next. */
-function wrapping(uid: number): string[] {
-  const { fileBytes, addressBytes, processes } = limits;
-  return [
-    // The worker's own directory may be one that the id can't read.
-    ...["--pid", "--fork", "--kill-child", "--wd=/", "--"],
-    "/usr/bin/prlimit",
-    ...[`--fsize=${fileBytes}`, `--as=${addressBytes}`, `--nproc=${processes}`, "--core=0", "--"],
-    "/usr/bin/setpriv",
-    ...[`--reuid=${uid}`, `--regid=${uid}`, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"],
-    // The change of ids clears the signal that unshare asked for.
-    ...["--no-new-privs", "--pdeathsig=KILL", "--"],
-  ];
 }
 
 async function readText(fd: number): Promise<string> {

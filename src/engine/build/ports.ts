@@ -3,6 +3,7 @@ import type { StepResult } from "../../core/build-request.ts";
 import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
+import type { HttpClient } from "../../image/http.ts";
 import type { LayerStore } from "../../image/layers.ts";
 import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
@@ -26,6 +27,8 @@ export interface BuildMeans {
   withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
   /** Which addresses git sources may be at. */
   outbound: OutboundPolicy;
+  /** Downloads from addresses that it checks in the same way. */
+  http: HttpClient;
   /** What git logs in to the build's repository with. */
   gitAuth: GitAuth | null;
   /** Records what a git source was found to be. */

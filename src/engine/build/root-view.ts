@@ -2,7 +2,7 @@ import { type BigIntStats, constants } from "node:fs";
 import { lstat, open, readdir, readlink } from "node:fs/promises";
 import { readXattrs } from "../../image/file-xattrs.ts";
 import type { ByteString } from "../../image/layer-entry.ts";
-import { noXattrs } from "../../image/layer-entry.ts";
+import { noXattrs, timestampOf } from "../../image/layer-entry.ts";
 import { keptXattrs } from "../../image/layer-xattrs.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 
@@ -37,17 +37,12 @@ export class RootView implements FileTree {
         : stats.isSymbolicLink()
           ? "symlink"
           : "other";
-    const seconds = stats.mtimeNs / 1_000_000_000n;
-    const nanoseconds = stats.mtimeNs % 1_000_000_000n;
     return {
       type,
       mode: Number(stats.mode) & 0o7777,
       uid: Number(stats.uid),
       gid: Number(stats.gid),
-      mtime:
-        nanoseconds < 0n
-          ? { seconds: Number(seconds) - 1, nanoseconds: Number(nanoseconds + 1_000_000_000n) }
-          : { seconds: Number(seconds), nanoseconds: Number(nanoseconds) },
+      mtime: timestampOf(stats.mtimeNs),
       size: type === "file" ? Number(stats.size) : 0,
       target: type === "symlink" ? await readlink(file, { encoding: "latin1" }) : "",
       xattrs: type === "symlink" ? noXattrs : keptXattrs(readXattrs(file)),

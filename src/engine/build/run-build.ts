@@ -18,6 +18,7 @@ import { readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
+import { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
 import { runStages } from "./stage-runner.ts";
 import { Slots } from "./step-runner.ts";
@@ -45,6 +46,7 @@ export async function runBuild(
 ): Promise<BuiltImage> {
   const { source } = request;
   const digest = source.kind === "archive" ? source.digest : await gitContext(source, means, report, signal);
+  const remotes = new RemoteTrees(means);
   const context = await readContext(await means.blobs.open(digest), `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
@@ -60,6 +62,7 @@ export async function runBuild(
       report,
       context: tree,
       images,
+      remotes,
       noCache: request.noCache,
       running: new Slots(runsAtOnce),
     };
@@ -67,7 +70,7 @@ export async function runBuild(
     signal.throwIfAborted();
     return await store(means, writeImage(config, layers));
   } finally {
-    await context.close();
+    await Promise.all([context.close(), remotes.close()]);
   }
 }
 

@@ -4,15 +4,19 @@ import type { CopyStep, RunStep, WorkdirStep } from "../../build/step.ts";
 import { resolveIn } from "../../build/tree.ts";
 import type { StepResult } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
+import { commitPattern } from "../../core/git-source.ts";
 import type { Image, Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
 import { resolveOwner } from "./accounts.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { copiedContent } from "./copied-content.ts";
 import { copyLayer } from "./copy-layer.ts";
+import { type CopySource, originSource } from "./copy-source.ts";
+import { hostDecompress } from "./decompress-program.ts";
 import { Destination } from "./destination.ts";
 import type { FileTree } from "./file-entry.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
+import type { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
 import { emptyRoot } from "./root-view.ts";
 import { runStep } from "./run-step.ts";
@@ -25,6 +29,7 @@ export interface BuildState {
   signal: AbortSignal;
   context: ContextTree;
   images: ReadonlyMap<string, Image>;
+  remotes: RemoteTrees;
   /** Layers of the finished stages, by number. */
   stages: ReadonlyMap<number, readonly Layer[]>;
   /** Do not look for earlier results; those of this build are kept all the same. */
@@ -71,12 +76,42 @@ async function usable(state: BuildState, key: string): Promise<StepResult | null
  */
 function contentsOf(state: BuildState, step: LayerStep): (() => Promise<string>)[] {
   if (step.kind !== "copy") return [() => Promise.resolve("")];
-  if (step.origin.kind === "context") return [() => copiedContent(state.context, step)];
-  const layers = originLayers(state, step.origin);
-  return [
-    () => Promise.resolve(chainKey(layers)),
-    () => withLayers(state.means, layers, (root) => copiedContent(root, step)),
-  ];
+  const whole = () => withSources(state, step, (sources) => copiedContent(sources, step));
+  const { origin } = step;
+  if (origin.kind !== "context") {
+    return [() => Promise.resolve(chainKey(originLayers(state, origin))), whole];
+  }
+  const pinned = pinnedContent(step);
+  return pinned === null ? [whole] : [() => Promise.resolve(pinned), whole];
+}
+
+/** What the one remote source must turn out to be, which it need not be fetched for; null: who knows. */
+function pinnedContent({ sources, remotes: [remote, ...more], checksum }: CopyStep): string | null {
+  if (remote === undefined || more.length > 0 || sources.length > 0) return null;
+  if (remote.kind === "http") return checksum;
+  return [checksum, remote.ref].find((text) => text !== null && commitPattern.test(text)) ?? null;
+}
+
+/** Lends `use` the trees that a COPY or ADD takes from. */
+async function withSources<T>(
+  state: BuildState,
+  step: CopyStep,
+  use: (sources: readonly CopySource[]) => Promise<T>,
+): Promise<T> {
+  const { means, context, remotes, signal } = state;
+  const { origin } = step;
+  if (origin.kind !== "context") {
+    return withLayers(means, originLayers(state, origin), (root) => use([originSource(step, root)]));
+  }
+  const elsewhere = await Promise.all(
+    step.remotes.map(async (remote) => ({
+      tree: await remotes.tree(remote, step.checksum, signal),
+      // A file is alone in its tree; of a repository everything is meant.
+      patterns: [remote.kind === "http" ? "/*" : "/"],
+      unpack: remote.kind === "http" && remote.unpack,
+    })),
+  );
+  return use([originSource(step, context), ...elsewhere]);
 }
 
 function originLayers(state: BuildState, origin: Exclude<CopyStep["origin"], { kind: "context" }>): readonly Layer[] {
@@ -95,17 +130,12 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
         const entries = await workdirEntries(step, root);
         return entries === null ? null : means.layers.create(entries);
       });
-    case "copy": {
-      const [remote] = step.remotes;
-      if (remote !== undefined)
-        throw new BerthError("not_supported", `ADD of ${remote.kind} URLs is not supported yet.`);
-      const { origin } = step;
+    case "copy":
       return withLayers(means, below, (root) =>
-        origin.kind === "context"
-          ? means.layers.create(copyLayer(step, state.context, root))
-          : withLayers(means, originLayers(state, origin), (from) => means.layers.create(copyLayer(step, from, root))),
+        withSources(state, step, (sources) =>
+          means.layers.create(copyLayer(step, sources, root, hostDecompress(means.sandboxes))),
+        ),
       );
-    }
   }
 }
 

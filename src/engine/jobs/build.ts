@@ -12,6 +12,7 @@ import {
   reportBuild,
 } from "../../db/build-runs.ts";
 import { holdsJob } from "../../db/leases.ts";
+import { HttpClient } from "../../image/http.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { BuildMeans } from "../build/ports.ts";
@@ -26,6 +27,9 @@ import { credentials } from "./transfer.ts";
 export function buildScratch(dataDir: string): string {
   return `${dataDir}/worker/builds`;
 }
+
+/** How long a server that a build downloads from may be silent. */
+const downloadIdleMs = 30_000;
 
 /** Builds an image from an uploaded context or a git repository and tags it. */
 export const build: JobHandler = async (job, services, signal) => {
@@ -44,6 +48,8 @@ export const build: JobHandler = async (job, services, signal) => {
   const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
   const scratch = `${buildScratch(config.dataDir)}/${randomUUID()}`;
   const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
+  const outbound = new OutboundPolicy(config.outboundAllow);
+  const http = new HttpClient(outbound, downloadIdleMs);
   const means: BuildMeans = {
     blobs,
     layers,
@@ -66,7 +72,8 @@ export const build: JobHandler = async (job, services, signal) => {
       return image;
     },
     withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
-    outbound: new OutboundPolicy(config.outboundAllow),
+    outbound,
+    http,
     gitAuth,
     fetched: async (source) => {
       if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
@@ -95,6 +102,7 @@ export const build: JobHandler = async (job, services, signal) => {
     throw error;
   } finally {
     clearTimeout(timer);
+    http.close();
     await report.flush().catch((error: unknown) => services.log.warn({ err: error }, "a build's log was not written"));
     await rm(scratch, { recursive: true, force: true });
   }

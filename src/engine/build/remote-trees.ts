@@ -1,0 +1,90 @@
+import { randomUUID } from "node:crypto";
+import type { RemoteSource } from "../../build/remote-source.ts";
+import { BerthError } from "../../core/errors.ts";
+import { noXattrs, toByteString } from "../../image/layer-entry.ts";
+import { type Context, readContext } from "./context.ts";
+import { ContextTree } from "./context-tree.ts";
+import { download } from "./download.ts";
+import { withGitTree } from "./git-tree.ts";
+import type { BuildMeans } from "./ports.ts";
+
+/** What fetching needs of a build's means. */
+export type RemoteMeans = Pick<BuildMeans, "sandboxes" | "outbound" | "http" | "scratch">;
+
+/** What the steps of one build read from elsewhere: each source is fetched once, and goes when the build has ended. */
+export class RemoteTrees {
+  readonly #means: RemoteMeans;
+  readonly #fetched = new Map<string, Promise<Context>>();
+
+  constructor(means: RemoteMeans) {
+    this.#means = means;
+  }
+
+  /**
+   * A file as a tree that holds it alone, or a commit's tree; checked against `checksum` (see `CopyStep`). `signal` is that of all
+   * the build's steps.
+   * @throws BerthError `digest_mismatch`, or as `download` and `withGitTree`; the signal's reason
+   */
+  async tree(source: RemoteSource, checksum: string | null, signal: AbortSignal): Promise<ContextTree> {
+    const key = JSON.stringify([source, checksum]);
+    let fetched = this.#fetched.get(key);
+    if (fetched === undefined) {
+      fetched = source.kind === "http" ? this.#file(source, checksum, signal) : this.#commit(source, checksum, signal);
+      this.#fetched.set(key, fetched);
+    }
+    return (await fetched).tree;
+  }
+
+  async close(): Promise<void> {
+    for (const one of await Promise.allSettled(this.#fetched.values())) {
+      if (one.status === "fulfilled") await one.value.close();
+    }
+  }
+
+  async #file(source: RemoteSource & { kind: "http" }, checksum: string | null, signal: AbortSignal): Promise<Context> {
+    const { file, sizeBytes, sha256, modified } = await download(
+      source.url,
+      this.#spoolPath(),
+      this.#means.http,
+      signal,
+    );
+    if (checksum !== null && checksum !== `sha256:${sha256}`) {
+      await file.close();
+      throw new BerthError("digest_mismatch", `The file has the checksum sha256:${sha256}, not ${checksum}.`);
+    }
+    const tree = new ContextTree(file);
+    tree.add([toByteString(source.name === "" ? "download" : source.name)], {
+      type: "file",
+      mode: 0o600,
+      uid: 0,
+      gid: 0,
+      mtime: { seconds: modified, nanoseconds: 0 },
+      size: sizeBytes,
+      target: "",
+      xattrs: noXattrs,
+      offset: 0,
+      sha256,
+    });
+    return { tree, files: 1, bytes: sizeBytes, close: () => file.close() };
+  }
+
+  #commit(source: RemoteSource & { kind: "git" }, checksum: string | null, signal: AbortSignal): Promise<Context> {
+    return withGitTree({ ...source, commit: null }, null, this.#means, signal, async ({ commit, tar, whole }) => {
+      if (checksum !== null && !commit.startsWith(checksum)) {
+        throw new BerthError("digest_mismatch", `The repository's commit is ${commit}, not ${checksum}.`);
+      }
+      const context = await readContext(tar, this.#spoolPath());
+      try {
+        await whole();
+      } catch (error) {
+        await context.close();
+        throw error;
+      }
+      return context;
+    });
+  }
+
+  #spoolPath(): string {
+    return `${this.#means.scratch}/${randomUUID()}`;
+  }
+}
