@@ -45,6 +45,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const agents = new Agents(sql, secretKey);
   const { blobStore, bucketCredentials, dataDir } = config;
   const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs`, (digest) => claimBlob(sql, digest));
+  if (blobStore.kind === "s3") await reach(blobs);
   const app = createApp({
     sql,
     wakeups,
@@ -99,6 +100,15 @@ async function listenInternally(
   addBlobs(app, blobs);
   addHostAdmission(app, hosts);
   return listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
+}
+
+/** @throws ConfigError when the bucket can't be listed: better now than at the first build */
+async function reach(bucket: ClusterStore): Promise<void> {
+  try {
+    await bucket.list()[Symbol.asyncIterator]().next();
+  } catch (error) {
+    throw new ConfigError(`BERTH_BLOB_STORE: ${error instanceof Error ? error.message : String(error)}`);
+  }
 }
 
 async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> {

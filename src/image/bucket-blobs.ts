@@ -4,10 +4,16 @@ import { CachedBlobs } from "./cached-blobs.ts";
 import type { FileBlobs } from "./file-blobs.ts";
 import type { Retry } from "./retry.ts";
 
+/** Asking a bucket takes long. What was claimed and seen stays an hour at least; half of that is believed. */
+const knownMs = 30 * 60_000;
+const maxKnown = 10_000;
+
 /** The cluster's blobs in a bucket. What hosts read and write goes past this machine where one request is enough. */
 export class BucketBlobs extends CachedBlobs implements ClusterStore {
   readonly #bucket: Bucket;
   readonly #claim: Claim;
+  /** What was there not long ago, by digest. */
+  readonly #known = new Map<string, { sizeBytes: number; at: number }>();
 
   /** @param near A directory of this process's own; it claims what is put into it. */
   constructor(near: FileBlobs, bucket: Bucket, retry: Retry, claim: Claim) {
@@ -18,7 +24,13 @@ export class BucketBlobs extends CachedBlobs implements ClusterStore {
 
   override async size(digest: string): Promise<number | null> {
     await this.#claim(digest);
-    return this.#bucket.size(digest);
+    const known = this.#known.get(digest);
+    if (known !== undefined && performance.now() - known.at < knownMs) return known.sizeBytes;
+    const at = performance.now();
+    const sizeBytes = await this.#bucket.size(digest);
+    if (this.#known.size >= maxKnown) this.#known.clear();
+    if (sizeBytes !== null) this.#known.set(digest, { sizeBytes, at });
+    return sizeBytes;
   }
 
   received(blob: Pick<IncomingBlob, "digest" | "sender">): Promise<number> {
@@ -40,6 +52,7 @@ export class BucketBlobs extends CachedBlobs implements ClusterStore {
   }
 
   async delete(digest: string): Promise<void> {
+    this.#known.delete(digest);
     await this.#bucket.delete(digest);
     await this.near.delete(digest);
   }

@@ -20,6 +20,15 @@ export interface Timestamp {
   nanoseconds: number;
 }
 
+/** A time as stat gives it, in nanoseconds since 1970. */
+export function timestampOf(ns: bigint): Timestamp {
+  const nanoseconds = Number(ns % 1_000_000_000n);
+  const seconds = Number(ns / 1_000_000_000n);
+  return nanoseconds < 0
+    ? { seconds: seconds - 1, nanoseconds: nanoseconds + 1_000_000_000 }
+    : { seconds, nanoseconds };
+}
+
 export type EntryType = "file" | "directory" | "symlink" | "hardlink" | "fifo" | "device";
 
 /**

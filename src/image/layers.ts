@@ -16,6 +16,7 @@ import type { ByteString, LayerEntry } from "./layer-entry.ts";
 import { defaultLimits, type LayerLimits } from "./layer-limits.ts";
 import { writeTar } from "./tar-write.ts";
 import { Tee } from "./tee.ts";
+import { Turns } from "./turns.ts";
 
 /** Raised when the same tar gives another image than before; images of another version are made again. */
 const writerVersion = 1;
@@ -24,6 +25,9 @@ const gzipLayer = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /** Small chunks are put together to this size: (de)compressing and writing wake a thread for each. */
 const transferChunk = 256 << 10;
+
+/** Layers that are taken from the store at the same time: each needs up to 100 MB of memory and most of a core. */
+const takenAtOnce = 3;
 
 /** How often the use of an image is noted at most. */
 const useNotedMs = 5 * 60_000;
@@ -51,6 +55,8 @@ export class LayerStore {
   readonly #limits: LayerLimits;
   /** The last task of each diff id: those of one diff id run one after the other. */
   readonly #tasks = new Map<string, Promise<unknown>>();
+  /** Those that take a layer from the store. */
+  readonly #takers = new Turns(takenAtOnce);
   /** Records as they are on disk. */
   readonly #records = new Map<string, LayerRecord>();
   /** When the use of an image was last noted. */
@@ -131,12 +137,14 @@ export class LayerStore {
     await this.#exclusively(expect.diffId, async () => {
       const record = await this.#record(expect.diffId);
       if (record?.digests.includes(expect.digest) === true) return this.#noteUse(expect.diffId);
-      const blob = new Tee(coalesce(exactly(await this.#blobs.open(expect.digest), expect), transferChunk));
-      const [toHash, toImage] = blob.branches;
-      await this.#convert(blob, decompress(toImage), async (conversion) => {
-        const stored = await verify(toHash, expect);
-        checkDiffId(await conversion, expect);
-        return stored;
+      await this.#takers.take(async () => {
+        const blob = new Tee(coalesce(exactly(await this.#blobs.open(expect.digest), expect), transferChunk));
+        const [toHash, toImage] = blob.branches;
+        await this.#convert(blob, decompress(toImage), async (conversion) => {
+          const stored = await verify(toHash, expect);
+          checkDiffId(await conversion, expect);
+          return stored;
+        });
       });
     });
   }

@@ -66,6 +66,13 @@ test("what was put is in the bucket, whole or in part, once its digest is right"
   expect(await store.size(digest)).toBeNull();
 });
 
+test("what was seen in the bucket is not asked for again, but claimed again", async () => {
+  await store.put(Readable.from([content]), { maxBytes: 1e9 });
+  for (let n = 0; n < 3; n++) expect(await store.size(digest)).toBe(content.length);
+  expect(server.requests.filter((line) => line.startsWith("HEAD"))).toHaveLength(1);
+  expect(claimed).toHaveLength(4);
+});
+
 test("nothing leaves of what is wrong, too large or broken off", async () => {
   const other = digestOf(Buffer.from("other"));
   const wrong = store.put(Readable.from([content]), { digest: other, maxBytes: 1e9 });
