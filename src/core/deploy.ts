@@ -177,6 +177,9 @@ export function nextDeployStep(view: DeploymentView): DeployStep {
   }
 }
 
+/** With one full stop at its end. */
+const sentence = (text: string) => `${text.replace(/\.$/, "")}.`;
+
 function whileStarting(view: DeploymentView, container: DeployedContainer | null): DeployStep | null {
   const fail = (code: DeployFailure, detail: string): DeployStep => ({ step: "fail", code, detail });
   if (container === null || container.wanted === "removed") {
@@ -186,10 +189,11 @@ function whileStarting(view: DeploymentView, container: DeployedContainer | null
   if (reason === "host_port_in_use") return fail(reason, detail ?? "A process of the host has the port.");
   if (status === "exited" || status === "failed" || status === "restarting" || container.restartCount > 0) {
     const how = exitCode === null ? (detail ?? reason ?? "nobody saw how") : `with exit code ${exitCode}`;
-    return fail("container_ended", `The new container ended before it served: ${how}.`);
+    return fail("container_ended", `The new container ended before it served: ${sentence(how)}`);
   }
   if (container.wanted !== "running") return fail("container_ended", "The new container was stopped before it served.");
-  if (health === "unhealthy") return fail("not_healthy", `The new container never became healthy: ${detail ?? ""}.`);
+  if (health === "unhealthy")
+    return fail("not_healthy", `The new container never became healthy: ${sentence(detail ?? "")}`);
   if (status === "running" && container.pendingPorts === 0) {
     if (health === "healthy") return { step: "switch" };
     if (health === null) {

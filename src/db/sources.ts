@@ -17,6 +17,8 @@ export interface SourceRow {
   authSealed: string | null;
   /** What was built last of each ref. */
   heads: { ref: string; commit: string; buildId: string | null }[];
+  /** Of the deployment that its ports lead to. */
+  deploymentId: string | null;
   createdAt: string;
 }
 
@@ -25,6 +27,8 @@ function view(sql: Sql, where: Fragment): Fragment {
     select id, name, provider, url, branches, subdirectory, build, deploy, auth_sealed as "authSealed",
       coalesce((select json_agg(json_build_object('ref', h.ref, 'commit', h.commit, 'buildId', h.build_id) order by h.ref)
         from source_heads h where h.source_id = sources.id and h.commit is not null), '[]') as heads,
+      (select d.id from deployments d where d.source_id = sources.id and d.status = 'succeeded'
+        order by d.created_at desc limit 1) as "deploymentId",
       created_at as "createdAt" from sources where ${where}`;
 }
 
@@ -56,7 +60,7 @@ export async function countSources(tx: Tx, projectId: string): Promise<number> {
 }
 
 /** What a source is made of. */
-export type SourceFields = Omit<SourceRow, "id" | "heads" | "createdAt" | "provider">;
+export type SourceFields = Omit<SourceRow, "id" | "heads" | "deploymentId" | "createdAt" | "provider">;
 
 /** Adds a source. A name that is taken fails on the constraint `sources_project_id_name_key`. */
 export async function insertSource(

@@ -66,6 +66,10 @@ export const Source = z
     heads: z
       .array(z.object({ ref: z.string(), commit: z.string(), buildId: z.string().nullable() }))
       .openapi({ description: "What was built last of each ref; `HEAD` is the default branch." }),
+    deploymentId: z.string().nullable().openapi({
+      description: "The deployment that its ports lead to: the last that succeeded.",
+      example: "dep_0q3xr5kkp8wmz2v9d1hc",
+    }),
     webhook: z
       .object({ url: z.string().openapi({ example: "https://berth.example/v1/webhooks/src_0q3xr5kkp8wmz2v9d1hc" }) })
       .nullable(),

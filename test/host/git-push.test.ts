@@ -111,6 +111,18 @@ describe("git push to Berth", () => {
     await expect.poll(async () => (await builds())[0]?.status, { timeout: 30_000 }).toBe("succeeded");
   });
 
+  test("whose end nobody saw is built at the next one, though that brings nothing new", async () => {
+    await client.commit({ Dockerfile: "FROM box:1\n" });
+    await client.git("push", url("unseen"), "main");
+    const { body: source } = await host.ask<{ id: string }>("GET", "/v1/sources/unseen");
+    const commit = await client.commit({ more: "of it" });
+    // The ref is there, as when the API was killed before it looked.
+    await client.git("push", host.api.services.repositories.pathOf(host.project.id, source.id), "main");
+    expect((await builds()).some((build) => build.source.commit === commit)).toBe(false);
+    expect((await client.git("push", url("unseen"), "main")).stderr).toContain("Everything up-to-date");
+    await expect.poll(async () => (await builds())[0]?.source.commit).toBe(commit);
+  });
+
   test("runs no hook and no program that the pushed content names", async () => {
     const mark = `${client.directory}/ran`;
     await client.commit({
