@@ -23,6 +23,7 @@ const codes = {
   no_capacity: [409, "No host has room for this", true],
   ports_exhausted: [409, "No host port is free", true],
   invalid_state: [409, "The resource's state does not allow this", false],
+  memory_in_use: [409, "The container uses more memory than that", true],
   image_in_use: [409, "The image is in use", false],
   idempotency_key_reused: [409, "The Idempotency-Key came with another request before", false],
   body_too_large: [413, "The body is too large", false],

@@ -159,13 +159,15 @@ export interface LockedContainer {
   wantedRun: number;
   wantedPaused: boolean;
   run: number;
+  cpus: number;
+  memory: number;
 }
 
 export async function lockContainer(tx: Tx, projectId: string, idOrName: string): Promise<LockedContainer | null> {
   const which = idOrName.includes("_") ? tx`id = ${idOrName}` : tx`name = ${idOrName}`;
   const rows = await tx<LockedContainer[]>`
     select id, name, host_id as "hostId", wanted, status, wanted_run::float8 as "wantedRun",
-      wanted_paused as "wantedPaused", run::float8 as run
+      wanted_paused as "wantedPaused", run::float8 as run, cpus, memory::float8 as memory
     from containers where project_id = ${projectId} and ${which} for update`;
   return rows[0] ?? null;
 }
@@ -190,7 +192,7 @@ export async function queueSignal(tx: Tx, id: string, signal: number, end: boole
     where id = ${id}`;
 }
 
-/** Changes what needs no work on the host. */
+/** Changes what a container is to have; absent fields stay. Limits are its host's to apply. */
 export async function updateContainer(
   tx: Tx,
   id: string,
@@ -198,10 +200,14 @@ export async function updateContainer(
     name?: string | undefined;
     labels?: Record<string, string> | undefined;
     restartPolicy?: RestartPolicy | undefined;
+    resources?: { cpus?: number | undefined; memory?: number | undefined; pids?: number | undefined } | undefined;
   },
 ): Promise<void> {
+  const { cpus = null, memory = null, pids = null } = change.resources ?? {};
   await tx`
     update containers set
+      cpus = coalesce(${cpus}, cpus), memory = coalesce(${memory}, memory), pids = coalesce(${pids}, pids),
+      wanted_rev = wanted_rev + ${change.resources === undefined ? 0 : 1},
       name = coalesce(${change.name ?? null}, name),
       labels = coalesce(${change.labels === undefined ? null : JSON.stringify(change.labels)}::text::jsonb, labels),
       spec = spec || coalesce(${

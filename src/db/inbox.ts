@@ -48,6 +48,8 @@ export interface SeenPatch {
   detail?: string | null;
   oomKilled?: boolean;
   restartCount?: number;
+  /** The limit that it really has, bytes. */
+  memory?: number;
   health?: Health | null;
   /** Milliseconds from now until the automatic restart. */
   restartInMs?: number | null;
@@ -124,6 +126,7 @@ const patched = (
     ["oom_killed", "oomKilled", "boolean"],
     ["restart_count", "restartCount", "int"],
     ["health", "health", "text"],
+    ["memory", "memory", "bigint"],
   ] as const
 )
   .map(

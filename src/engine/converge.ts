@@ -417,6 +417,7 @@ export class Converger {
         }
       }
       this.#published.add(id);
+      if (container.seenRev !== container.wantedRev) await this.#limit(container);
       await sandboxes.unpublish(id, removing);
       await this.#writePorts(container, { active, gone: removing.map((port) => port.id), refused });
     } else {
@@ -429,6 +430,22 @@ export class Converger {
         seenRev: container.wantedRev,
         ...(signals > 0 ? { signalsDelivered: signals } : {}),
       });
+    }
+  }
+
+  /** Gives a running container the limits of its row; when its memory can't be taken away, the row gets it back. */
+  async #limit(container: InboxContainer): Promise<void> {
+    const { sandboxes } = this.#services;
+    const { id } = container;
+    try {
+      sandboxes.setLimits(id, container);
+    } catch (thrown) {
+      const { code, message } = toBerthError(thrown);
+      // It has ended, of which its exit tells.
+      if (code === "invalid_state") return;
+      if (code !== "memory_in_use") throw thrown;
+      const refused = { reason: code, detail: message };
+      await this.#write(container, { memory: sandboxes.memoryLimit(id) }, "container.resources_refused", refused);
     }
   }
 

@@ -10,6 +10,7 @@ import { mountReadOnly } from "./apply/runtime.ts";
 import { takeDown } from "./down.ts";
 import { type ExecRequest, type ExecResult, execIn } from "./exec.ts";
 import { Exits } from "./exits.ts";
+import { setLimits } from "./limits.ts";
 import { type OwnerNote, readOwner, readRun } from "./notes.ts";
 import { closeParts, openParts, type Parts, type SandboxConfig } from "./parts.ts";
 import { cgroupPath, layout } from "./plan/layout.ts";
@@ -264,6 +265,19 @@ export class Sandboxes {
       this.#running(id);
       throw error;
     }
+  }
+
+  /** Gives a running container other limits. Idempotent. @throws BerthError `memory_in_use`, `invalid_state` */
+  setLimits(id: string, limits: Pick<Resources, "cpus" | "memory" | "pids">): void {
+    const { cgroup } = this.#running(id);
+    setLimits(this.#parts, cgroup, limits);
+  }
+
+  /** The memory limit that a running container has, bytes. @throws BerthError `invalid_state` */
+  memoryLimit(id: string): number {
+    const { cgroup } = this.#running(id);
+    const { cgroups } = this.#parts;
+    return Number(cgroups.read(cgroup, "memory", cgroups.version === 2 ? "memory.max" : "memory.limit_in_bytes"));
   }
 
   /** The processes of a running container. @throws BerthError `invalid_state` when it does not run */

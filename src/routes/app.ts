@@ -10,6 +10,7 @@ import { addBuildLogs } from "./build-logs.ts";
 import { addBuilds } from "./builds.ts";
 import { addContainerActions } from "./container-actions.ts";
 import { addContainerStreams } from "./container-streams.ts";
+import { addContainerUpdate } from "./container-update.ts";
 import { addContainerUsage } from "./container-usage.ts";
 import { addContainers } from "./containers.ts";
 import type { App, Env, Services } from "./context.ts";
@@ -115,6 +116,7 @@ export function createApp(services: Services): App {
   addContainers(app, services);
   addContainerActions(app, services);
   addContainerStreams(app, services);
+  addContainerUpdate(app, services);
   addContainerUsage(app, services);
   addPorts(app, services);
   addDeployments(app, services);

@@ -156,8 +156,20 @@ export const ContainerCreate = z
   });
 
 export const ContainerUpdate = z
-  .strictObject({ name: Name.optional(), labels: Labels.optional(), restartPolicy: RestartPolicy.optional() })
-  .openapi("ContainerUpdate", { example: { labels: { tier: "web" } } });
+  .strictObject({
+    name: Name.optional(),
+    labels: Labels.optional(),
+    restartPolicy: RestartPolicy.optional(),
+    resources: z
+      .strictObject({
+        cpus: Resources.shape.cpus.unwrap().optional(),
+        memory: Resources.shape.memory.unwrap().optional(),
+        pids: Resources.shape.pids.unwrap().optional(),
+      })
+      .optional()
+      .openapi({ description: "Of a running container they change at once. The disk's size is fixed." }),
+  })
+  .openapi("ContainerUpdate", { example: { resources: { memory: 256 * mib } } });
 
 export const Container = z
   .object({

@@ -2,19 +2,12 @@ import { z } from "@hono/zod-openapi";
 import { containerStatuses } from "../core/container.ts";
 import { BerthError } from "../core/errors.ts";
 import { allows } from "../core/roles.ts";
-import {
-  type ContainerRow,
-  findContainer,
-  listContainers,
-  lockContainer,
-  updateContainer,
-  want,
-} from "../db/containers.ts";
+import { type ContainerRow, findContainer, listContainers, lockContainer, want } from "../db/containers.ts";
 import { appendEvent } from "../db/events.ts";
-import { transact, violation, wake } from "../db/scope.ts";
+import { transact, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
 import { createContainer } from "./container-create.ts";
-import { Container, ContainerCreate, ContainerUpdate } from "./container-schema.ts";
+import { Container, ContainerCreate } from "./container-schema.ts";
 import { containerView } from "./container-view.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader } from "./idempotency.ts";
@@ -78,17 +71,6 @@ const get = operation({
   errors: ["not_found"],
 });
 
-const update = operation({
-  method: "patch",
-  path: "/v1/containers/{id}",
-  operationId: "updateContainer",
-  tag,
-  summary: "Change name, labels or restart policy",
-  request: { params: containerParam, body: body(ContainerUpdate) },
-  responses: { 200: json(Container, "The container as it is now") },
-  errors: ["not_found", "name_taken", "invalid_state"],
-});
-
 const remove = operation({
   method: "delete",
   path: "/v1/containers/{id}",
@@ -145,29 +127,6 @@ export function addContainers(app: App, services: Services): void {
   });
 
   app.openapi(get, async (c) => c.json(shown(c, await requireContainer(services, c, c.req.valid("param").id)), 200));
-
-  app.openapi(update, async (c) => {
-    const { scope } = c.var;
-    const change = c.req.valid("json");
-    const row = await transact(sql, scope, async (tx) => {
-      const found = await lockContainer(tx, scope.projectId, c.req.valid("param").id);
-      if (found === null) throw notFound("container");
-      if (found.wanted === "removed") throw new BerthError("invalid_state", "The container is being removed.");
-      await updateContainer(tx, found.id, change);
-      await appendEvent(tx, {
-        projectId: scope.projectId,
-        type: "container.updated",
-        subjectId: found.id,
-        data: change,
-      });
-      return findContainer(tx, scope, found.id);
-    }).catch((error: unknown) => {
-      if (violation(error) !== "containers_project_id_name_key") throw error;
-      throw new BerthError("name_taken", `The project has a container named ${String(change.name)}.`);
-    });
-    if (row === null) throw notFound("container");
-    return c.json(shown(c, row), 200);
-  });
 
   app.openapi(remove, async (c) => {
     const { scope } = c.var;

@@ -160,3 +160,64 @@ test("its processes are listed by the numbers that they have inside", async () =
   for (const { pid } of items) expect(inside.body.stdout.split("\n")).toContain(String(pid));
   await remove(id);
 });
+
+describe("limits", () => {
+  const change = <T = Container & { resources: object }>(id: string, resources: object): Promise<Answer<T>> =>
+    host.ask<T>("PATCH", `/v1/containers/${id}`, { resources }, wait);
+  const read = async (id: string): Promise<string> => {
+    const files = [
+      "memory.max memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes",
+      "cpu.max cpu/cpu.cfs_quota_us",
+      "pids.max pids/pids.max",
+    ];
+    const command = ["/bin/sh", "-c", `cd /sys/fs/cgroup; cat ${files.join(" ")} 2>/dev/null`];
+    return (await act<{ stdout: string }>(id, "exec", { command })).body.stdout;
+  };
+
+  test("of a running container change at once, up and down, and hold for its next run", async () => {
+    const id = await run("sleep 1000", { resources: { cpus: 0.5, memory: 64 * MiB, pids: 20 } });
+    for (const [cpus, memory, pids] of [
+      [0.75, 96 * MiB, 30],
+      [0.25, 32 * MiB, 10],
+    ] as const) {
+      const { status, body } = await change(id, { cpus, memory, pids });
+      expect({ status, resources: body.resources }).toMatchObject({ status: 200, resources: { cpus, memory, pids } });
+      const inside = await read(id);
+      for (const value of [memory, cpus * 100_000, pids])
+        expect(inside).toMatch(new RegExp(`^${String(value)}\\b`, "m"));
+    }
+    expect((await change(id, { pids: 15 })).body.resources).toMatchObject({ cpus: 0.25, memory: 32 * MiB, pids: 15 });
+    await act(id, "restart");
+    expect(await read(id)).toMatch(/^15$/m);
+    await act(id, "stop");
+    expect((await change(id, { pids: 25 })).status).toBe(200);
+    await act(id, "start");
+    expect(await read(id)).toMatch(/^25$/m);
+    await remove(id);
+  });
+
+  test("don't take memory that is held", async () => {
+    const id = await run("dd if=/dev/zero of=/dev/shm/fill bs=1M count=40 2>/dev/null; sleep 1000", {
+      resources: { memory: 64 * MiB },
+    });
+    await expect
+      .poll(async () => (await host.ask<Stats>("GET", `/v1/containers/${id}/stats`)).body.memory.usedBytes)
+      .toBeGreaterThan(40 * MiB);
+    expect(await change<Problem>(id, { memory: 16 * MiB })).toMatchObject({
+      status: 409,
+      body: { code: "memory_in_use" },
+    });
+    expect(await get(id)).toMatchObject({ status: "running", resources: { memory: 64 * MiB } });
+    expect(await read(id)).toMatch(new RegExp(`^${String(64 * MiB)}$`, "m"));
+    expect(await events(id)).toContain("container.resources_refused");
+    await remove(id);
+  });
+
+  test("can't be more than the project or the host has", async () => {
+    const id = await run("sleep 1000");
+    expect((await change<Problem>(id, { memory: 4096 * 2 ** 30 })).body).toMatchObject({ code: "quota_exceeded" });
+    expect((await change<Problem>(id, { cpus: 500 })).body.code).toMatch(/quota_exceeded|no_capacity/);
+    expect((await change<Problem>(id, { disk: MiB })).body).toMatchObject({ code: "invalid_request" });
+    await remove(id);
+  });
+});

@@ -141,6 +141,10 @@ export class Cgroups {
     }
   }
 
+  write(path: string, controller: string, file: string, value: string): void {
+    writeFileSync(`${root}${this.version === 2 ? "" : `/${controller}`}${path}/${file}`, value);
+  }
+
   async #until(holds: () => boolean): Promise<void> {
     for (let attempt = 0; attempt < 500; attempt++) {
       if (holds()) return;

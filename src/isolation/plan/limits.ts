@@ -1,5 +1,6 @@
 import type { Resources } from "../../core/container.ts";
 import type { Protection } from "./protection.ts";
+import type { ReadCgroup } from "./usage.ts";
 
 /** OCI runtime spec, config-linux.md, `resources`, as far as Berth uses it. */
 export interface LinuxResources {
@@ -26,14 +27,58 @@ export function cgroupLimits(
     devices: [{ allow: without.has("devices"), access: "rwm" }],
     ...(!without.has("memory") && { memory: { limit: limits.memory, swap: limits.memory } }),
     ...(!without.has("cpu") && {
-      cpu: {
-        shares: Math.max(2, Math.min(262_144, Math.round(limits.cpus * 1024))),
-        quota: Math.max(1000, Math.round(limits.cpus * period)),
-        period,
-      },
+      cpu: cpuLimit(limits.cpus),
     }),
     ...(!without.has("pids") && { pids: { limit: limits.pids } }),
   };
+}
+
+function cpuLimit(cpus: number): { shares: number; quota: number; period: number } {
+  return {
+    shares: Math.max(2, Math.min(262_144, Math.round(cpus * 1024))),
+    quota: Math.max(1000, Math.round(cpus * period)),
+    period,
+  };
+}
+
+/** One value of a cgroup's; on version 2 the controller has no say. */
+interface LimitFile {
+  controller: string;
+  file: string;
+  value: string;
+}
+
+/**
+ * The files that hold a container's limits, as cgroupLimits has a runtime write them, in the order in which they can be
+ * written: version 1 wants memory with swap never below memory.
+ */
+export function limitFiles(
+  version: 1 | 2,
+  read: ReadCgroup,
+  { cpus, memory, pids }: Pick<Resources, "cpus" | "memory" | "pids">,
+): LimitFile[] {
+  const { shares, quota } = cpuLimit(cpus);
+  const processes = { controller: "pids", file: "pids.max", value: String(pids) };
+  if (version === 2) {
+    // The range of shares, 2 to 262,144, on that of weights, as runtimes convert it.
+    const weight = 1 + Math.floor(((shares - 2) * 9999) / 262_142);
+    return [
+      { controller: "memory", file: "memory.max", value: String(memory) },
+      { controller: "cpu", file: "cpu.max", value: `${String(quota)} ${String(period)}` },
+      { controller: "cpu", file: "cpu.weight", value: String(weight) },
+      processes,
+    ];
+  }
+  const memoryFiles = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    // A kernel that does not account swap has no second file.
+    .filter((file) => read("memory", file) !== "")
+    .map((file) => ({ controller: "memory", file, value: String(memory) }));
+  return [
+    ...(memory > Number(read("memory", "memory.limit_in_bytes")) ? memoryFiles.reverse() : memoryFiles),
+    { controller: "cpu", file: "cpu.cfs_quota_us", value: String(quota) },
+    { controller: "cpu", file: "cpu.shares", value: String(shares) },
+    processes,
+  ];
 }
 
 export interface Rlimit {
