@@ -370,7 +370,10 @@ export interface paths {
         delete: operations["deleteContainer"];
         options?: never;
         head?: never;
-        /** Change name, labels or restart policy */
+        /**
+         * Change name, labels, restart policy or limits
+         * @description Limits of a running container change at once. Memory that its processes hold is not taken from them: then the limit stays as it was, which the event `container.resources_refused` and, with `Prefer: wait`, the answer say.
+         */
         patch: operations["updateContainer"];
         trace?: never;
     };
@@ -545,30 +548,6 @@ export interface paths {
         put?: never;
         /** Run a command in a container and wait for its end */
         post: operations["execContainer"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/containers/{id}/files": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Get a file or directory of a container as a tar
-         * @description The container must run. What is mounted over its filesystem (`/proc`, `/sys`, `/dev`, `/etc/hosts`, …) is not part of it. Owners are as the container has them; sockets, devices and extended attributes are left out. `Berth-File` describes what the path leads to, and `HEAD` answers it alone.
-         */
-        get: operations["getContainerFiles"];
-        /**
-         * Put the files of a tar into a directory of a container
-         * @description The container must run. What is mounted over its filesystem (`/proc`, `/sys`, `/dev`, `/etc/hosts`, …) is not part of it. The tar is plain or compressed with gzip or zstd. Files and links replace what is there, each as a whole; owners are as the tar says, root for those that no container has. What was written before an error stays.
-         */
-        put: operations["putContainerFiles"];
-        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1595,11 +1574,6 @@ export interface components {
                 commit: string;
                 buildId: string | null;
             }[];
-            /**
-             * @description The deployment that its ports lead to: the last that succeeded.
-             * @example dep_0q3xr5kkp8wmz2v9d1hc
-             */
-            deploymentId: string | null;
             webhook: {
                 /** @example https://berth.example/v1/webhooks/src_0q3xr5kkp8wmz2v9d1hc */
                 url: string;
@@ -2286,26 +2260,6 @@ export interface components {
              */
             nextCursor: string | null;
         };
-        /**
-         * @example {
-         *       "labels": {
-         *         "tier": "web"
-         *       }
-         *     }
-         */
-        ContainerUpdate: {
-            /** @example web-1 */
-            name?: string;
-            /**
-             * @example {
-             *       "tier": "web"
-             *     }
-             */
-            labels?: {
-                [key: string]: string;
-            };
-            restartPolicy?: components["schemas"]["RestartPolicy"];
-        };
         Kill: {
             /**
              * @default SIGKILL
@@ -2358,10 +2312,31 @@ export interface components {
              */
             timeoutSeconds?: number;
         };
-        FilesWritten: {
-            entries: number;
-            /** @description Of the files' contents. */
-            bytes: number;
+        /**
+         * @example {
+         *       "resources": {
+         *         "memory": 268435456
+         *       }
+         *     }
+         */
+        ContainerUpdate: {
+            /** @example web-1 */
+            name?: string;
+            /**
+             * @example {
+             *       "tier": "web"
+             *     }
+             */
+            labels?: {
+                [key: string]: string;
+            };
+            restartPolicy?: components["schemas"]["RestartPolicy"];
+            /** @description Of a running container they change at once. The disk's size is fixed. */
+            resources?: {
+                cpus?: number;
+                memory?: number;
+                pids?: number;
+            };
         };
         ContainerStats: {
             /** Format: date-time */
@@ -5367,7 +5342,10 @@ export interface operations {
     updateContainer: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `wait=SECONDS` holds the answer until the resource has settled, at most 600 seconds. */
+                prefer?: string;
+            };
             path: {
                 /** @description The container's id or name. */
                 id: string;
@@ -5382,6 +5360,15 @@ export interface operations {
         responses: {
             /** @description The container as it is now */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Container"];
+                };
+            };
+            /** @description The host has not applied the limits yet */
+            202: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -5425,7 +5412,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `name_taken`: The name is taken; `invalid_state`: The resource's state does not allow this */
+            /** @description `name_taken`: The name is taken; `invalid_state`: The resource's state does not allow this; `quota_exceeded`: The project's quota does not allow this; `no_capacity`: No host has room for this; `memory_in_use`: The container uses more memory than that */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6474,226 +6461,6 @@ export interface operations {
             };
             /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
             503: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    getContainerFiles: {
-        parameters: {
-            query: {
-                /** @description In the container; symlinks are followed inside it. */
-                path: string;
-            };
-            header?: never;
-            path: {
-                /** @description The container's id or name. */
-                id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description The tar; its names begin with the path's last name */
-            200: {
-                headers: {
-                    /** @description JSON: `{ name, type, mode, uid, gid, size, mtime }` */
-                    "Berth-File"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/x-tar": string;
-                };
-            };
-            /** @description `invalid_request`: The request is not valid; `invalid_path`: The path can't be used */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `unauthorized`: A valid token is needed */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `forbidden`: The token's role does not allow this */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `not_found`: There is no such resource; `file_not_found`: The container has no such file */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `invalid_state`: The resource's state does not allow this */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `too_many_requests`: Too many requests */
-            429: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `internal`: Something went wrong inside Berth */
-            500: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
-            503: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    putContainerFiles: {
-        parameters: {
-            query: {
-                /** @description In the container; symlinks are followed inside it. */
-                path: string;
-            };
-            header?: never;
-            path: {
-                /** @description The container's id or name. */
-                id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/x-tar": string;
-            };
-        };
-        responses: {
-            /** @description It is written */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["FilesWritten"];
-                };
-            };
-            /** @description `invalid_request`: The request is not valid; `invalid_path`: The path can't be used; `invalid_archive`: The archive can't be used */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `unauthorized`: A valid token is needed */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `forbidden`: The token's role does not allow this */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `not_found`: There is no such resource; `file_not_found`: The container has no such file */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `invalid_state`: The resource's state does not allow this */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `body_too_large`: The body is too large */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `too_many_requests`: Too many requests */
-            429: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `internal`: Something went wrong inside Berth */
-            500: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
-            503: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description `disk_full`: The host's disk is full */
-            507: {
                 headers: {
                     [name: string]: unknown;
                 };
