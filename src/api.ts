@@ -3,6 +3,7 @@ import type { Server } from "node:http";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
+import { sourceIds } from "./db/sources.ts";
 import { claimBlob, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
 import { Wakeups } from "./db/wakeups.ts";
 import { openClusterStore } from "./image/blob-stores.ts";
@@ -46,12 +47,13 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const { blobStore, bucketCredentials, dataDir } = config;
   const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs`, (digest) => claimBlob(sql, digest));
   if (blobStore.kind === "s3") await reach(blobs);
+  const repositories = new Repositories(`${config.dataDir}/git`, repositoryLimits);
   const app = createApp({
     sql,
     wakeups,
     tokens,
     streams,
-    repositories: new Repositories(`${config.dataDir}/git`, repositoryLimits),
+    repositories,
     agents,
     log,
     secretKey,
@@ -63,7 +65,10 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
   const internal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
-  const collecting = setInterval(() => void collect(sql, blobs, log), collectEveryMs);
+  const collecting = setInterval(() => {
+    void collect(sql, blobs, log);
+    void tidy(sql, repositories, log);
+  }, collectEveryMs);
   return {
     async close() {
       clearInterval(collecting);
@@ -121,6 +126,14 @@ async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> 
     if (removed > 0) log.info({ removed }, "removed blobs that nothing needs");
   } catch (error) {
     log.warn({ err: error }, "collecting blobs failed");
+  }
+}
+
+async function tidy(sql: Pool, repositories: Repositories, log: Log): Promise<void> {
+  try {
+    await repositories.tidy((projectId) => sourceIds(sql, { projectId }));
+  } catch (error) {
+    log.warn({ err: error }, "removing repositories without a source failed");
   }
 }
 

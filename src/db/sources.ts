@@ -53,6 +53,16 @@ export async function listSources(sql: Sql, scope: Scope, page: Page): Promise<P
   return paged(rows, sourceRow);
 }
 
+/** The ids of the project's sources. */
+export async function sourceIds(sql: Sql, scope: Scope): Promise<Set<string>> {
+  const rows = await read<{ id: string }>(
+    sql,
+    scope,
+    sql`select id from sources where project_id = ${scope.projectId}`,
+  );
+  return new Set(rows.map(({ id }) => id));
+}
+
 /** How many sources the project has. */
 export async function countSources(tx: Tx, projectId: string): Promise<number> {
   const [row] = await tx<{ n: number }[]>`select count(*)::int as n from sources where project_id = ${projectId}`;

@@ -5,6 +5,7 @@ import { askGit } from "./program.ts";
 
 /** The branch that an empty repository takes for its default until something is pushed. */
 const firstBranch = "main";
+const leftoverMs = 24 * 60 * 60_000;
 /** So many packs are made one: each push adds one. */
 const maxPacks = 50;
 
@@ -68,25 +69,28 @@ export class Repositories {
     return path;
   }
 
-  /** Removes a project's repositories whose source is not among these. */
-  async keepOnly(projectId: string, sourceIds: ReadonlySet<string>): Promise<void> {
-    for (const name of await readdir(`${this.#directory}/${projectId}`).catch((): string[] => [])) {
-      if (name.endsWith(".git") && !sourceIds.has(name.slice(0, -".git".length))) {
-        await rm(`${this.#directory}/${projectId}/${name}`, { recursive: true, force: true });
+  /** Removes repositories whose source is gone, and what pushes that were killed left in the others. */
+  async tidy(sourcesOf: (projectId: string) => Promise<ReadonlySet<string>>): Promise<void> {
+    for (const projectId of (await names(this.#directory)).filter((name) => name.startsWith("prj_"))) {
+      const directory = `${this.#directory}/${projectId}`;
+      // Read before the sources are asked for: what is made later has its source.
+      const repositories = (await names(directory)).filter((name) => name.endsWith(".git"));
+      const sources = await sourcesOf(projectId);
+      await removeOld(directory, (name) => name.startsWith("."));
+      for (const name of repositories) {
+        if (!sources.has(name.slice(0, -".git".length)))
+          await rm(`${directory}/${name}`, { recursive: true, force: true });
+        await removeOld(`${directory}/${name}/objects`, (each) => each.startsWith("tmp_"));
+        await removeOld(`${directory}/${name}/objects/pack`, (each) => each.startsWith("tmp_"));
       }
     }
-  }
-
-  /** The projects that have repositories. */
-  async projects(): Promise<string[]> {
-    return (await readdir(this.#directory).catch((): string[] => [])).filter((name) => name.startsWith("prj_"));
   }
 
   /** @throws BerthError `body_too_large` when the repository is as large as one may be */
   async checkSize(path: string): Promise<void> {
     let bytes = 0;
-    const files = await readdir(`${path}/objects/pack`).catch((): string[] => []);
-    for (const file of files) bytes += (await stat(`${path}/objects/pack/${file}`).catch(() => null))?.size ?? 0;
+    for (const file of await names(`${path}/objects/pack`))
+      bytes += (await stat(`${path}/objects/pack/${file}`).catch(() => null))?.size ?? 0;
     if (bytes <= this.#maxBytes) return;
     throw new BerthError(
       "body_too_large",
@@ -96,7 +100,7 @@ export class Repositories {
 
   /** Makes many packs one. */
   async compact(path: string): Promise<void> {
-    const packs = (await readdir(`${path}/objects/pack`)).filter((name) => name.endsWith(".pack"));
+    const packs = (await names(`${path}/objects/pack`)).filter((name) => name.endsWith(".pack"));
     if (packs.length > maxPacks) await askGit(path, ["repack", "-a", "-d", "--quiet"]);
   }
 
@@ -111,5 +115,17 @@ export class Repositories {
       });
     this.#busy.set(path, last);
     return mine;
+  }
+}
+
+/** What a directory has; nothing when it is not there. */
+const names = (directory: string) => readdir(directory).catch((): string[] => []);
+
+/** Removes what has these names and was not touched for longer than any push takes. */
+async function removeOld(directory: string, which: (name: string) => boolean): Promise<void> {
+  for (const name of (await names(directory)).filter(which)) {
+    const path = `${directory}/${name}`;
+    const touched = (await stat(path).catch(() => null))?.mtimeMs ?? Number.POSITIVE_INFINITY;
+    if (touched < Date.now() - leftoverMs) await rm(path, { recursive: true, force: true });
   }
 }

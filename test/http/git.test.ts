@@ -1,0 +1,111 @@
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { createApi, type TestApi, type TestProject } from "../support/api.ts";
+
+let api: TestApi;
+let project: TestProject;
+
+beforeAll(async () => {
+  api = await createApi(inject("postgresSocketDir"));
+  project = await api.project("team");
+});
+afterAll(() => api.close());
+
+const basic = (token: string) => ({ authorization: `Basic ${btoa(`anyone:${token}`)}` });
+const refs = (name: string, service: string, token = project.tokens.deployer) =>
+  api.app.request(`/git/team/${name}.git/info/refs?service=${service}`, { headers: basic(token) });
+const sourceId = async (name: string) => {
+  const [row] = await api.database.owner<{ id: string }[]>`
+    select id from sources where project_id = ${project.id} and name = ${name}`;
+  return row?.id ?? null;
+};
+
+describe("/git/<project>/<source>.git", () => {
+  test("asks for a token, which is the password", async () => {
+    const none = await api.app.request("/git/team/web.git/info/refs?service=git-receive-pack");
+    expect(none.status).toBe(401);
+    expect(none.headers.get("www-authenticate")).toBe('Basic realm="Berth", charset="UTF-8"');
+    const bearer = await api.app.request("/git/team/web.git/info/refs?service=git-receive-pack", {
+      headers: { authorization: `Bearer ${project.tokens.deployer}` },
+    });
+    expect(bearer.status).toBe(401);
+  });
+
+  test("has a source after the first push only, one however many come at once", async () => {
+    expect((await refs("web", "git-upload-pack")).status).toBe(404);
+    expect(await sourceId("web")).toBeNull();
+    expect((await refs("web", "git-receive-pack", project.tokens.viewer)).status).toBe(403);
+    const answers = await Promise.all([1, 2, 3, 4].map(() => refs("web", "git-receive-pack")));
+    for (const answer of answers) {
+      expect(answer.status).toBe(200);
+      expect(answer.headers.get("content-type")).toBe("application/x-git-receive-pack-advertisement");
+      expect(await answer.text()).toContain("# service=git-receive-pack");
+    }
+    expect(await sourceId("web")).not.toBeNull();
+    expect((await refs("web", "git-upload-pack", project.tokens.viewer)).status).toBe(200);
+  });
+
+  test("is no place for other sources, other names and other protocols", async () => {
+    await api.app.request("/v1/sources", {
+      method: "POST",
+      headers: { authorization: `Bearer ${project.tokens.admin}`, "content-type": "application/json" },
+      body: JSON.stringify({ name: "hub", provider: "github", url: "https://github.com/team/hub.git" }),
+    });
+    const hub = await refs("hub", "git-receive-pack");
+    expect([hub.status, await hub.text()]).toEqual([
+      409,
+      "hub is built from https://github.com/team/hub.git: push there.\n",
+    ]);
+    expect((await refs("Web", "git-receive-pack")).status).toBe(404);
+    expect((await refs("web", "git-upload-archive")).status).toBe(400);
+    expect((await refs("web", "")).status).toBe(400);
+  });
+
+  test("takes no more when the repository is as large as one may be", async () => {
+    await (await refs("full", "git-receive-pack")).text();
+    const path = api.services.repositories.pathOf(project.id, (await sourceId("full")) ?? "");
+    mkdirSync(`${path}/objects/pack`, { recursive: true });
+    writeFileSync(`${path}/objects/pack/large`, "");
+    truncateSync(`${path}/objects/pack/large`, 2 ** 30);
+    const answer = await refs("full", "git-receive-pack");
+    expect([answer.status, await answer.text()]).toEqual([413, expect.stringContaining("one may have")]);
+    expect((await refs("full", "git-upload-pack")).status).toBe(200);
+  });
+});
+
+describe("the repositories", () => {
+  const at = async (name: string) => {
+    await (await refs(name, "git-receive-pack")).text();
+    return api.services.repositories.pathOf(project.id, (await sourceId(name)) ?? "");
+  };
+
+  test("go with their source; what killed pushes left goes after a day", async () => {
+    const [kept, gone] = [await at("kept"), await at("gone")];
+    const old = `${kept}/objects/tmp_objdir-incoming-x`;
+    const recent = `${kept}/objects/tmp_objdir-incoming-y`;
+    for (const directory of [old, recent]) mkdirSync(directory);
+    utimesSync(old, 1, 1);
+    await api.database.owner`delete from sources where id = ${(await sourceId("gone")) ?? ""}`;
+    await api.services.repositories.tidy(async (projectId) => {
+      const rows = await api.database.owner<{ id: string }[]>`select id from sources where project_id = ${projectId}`;
+      return new Set(rows.map(({ id }) => id));
+    });
+    expect([kept, gone, old, recent].map((path) => existsSync(path))).toEqual([true, false, false, true]);
+  });
+
+  test("have few packs however many pushes come", async () => {
+    const path = await at("packed");
+    for (let i = 0; i < 51; i++) {
+      const input = `commit refs/heads/main\ncommitter a <a@b> ${String(i)} +0000\ndata 0\nM 100644 inline f\ndata 1\n${String(i % 10)}\n`;
+      execFileSync("git", ["-c", "fastimport.unpackLimit=0", "-C", path, "fast-import", "--quiet", "--force"], {
+        input,
+      });
+    }
+    const packs = () => readdirSync(`${path}/objects/pack`).filter((name) => name.endsWith(".pack")).length;
+    expect(packs()).toBe(51);
+    await api.services.repositories.compact(path);
+    expect(packs()).toBe(1);
+    execFileSync("git", ["-C", path, "rev-parse", "main"]);
+  });
+});
