@@ -30,6 +30,8 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
     ...driverOptions,
     connection: {
       application_name: `berth-${as}`,
+      // Queries are prepared, and find their rows by keys whatever the values: planning them anew costs more than they do.
+      plan_cache_mode: "force_generic_plan",
       // A request must not hold a connection, or a lock that others wait for, longer than its client waits.
       ...(as === "api" ? { statement_timeout: 30_000, idle_in_transaction_session_timeout: 30_000 } : {}),
     },

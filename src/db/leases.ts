@@ -3,7 +3,7 @@ import type { Transaction } from "./connect.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { deployBuilds } from "./deployment-starts.ts";
 import { sql } from "./drizzle.ts";
-import { lock, type Pool } from "./scope.ts";
+import { inOneTrip, locking, type Pool } from "./scope.ts";
 import { channel, topics } from "./wakeups.ts";
 
 /** A job that this worker holds; `epoch` goes into every write about it. */
@@ -36,71 +36,66 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
   max_attempts "maxAttempts", epoch::int, lost`;
 
 /**
- * Claims due jobs, as many as there is room for. Projects take turns: next comes the one that has the least running of a
- * kind, its oldest job first, and no project runs more of a kind than it may. The attempt is counted here, so that a job
- * that kills its worker is not tried for ever; and a host runs one suspect at a time, so that the next death of a worker
- * takes none along that had died before. A host that is drained gets none. Claims of all hosts follow one another, since each counts what runs.
+ * Claims due jobs, no more than there is room for; when it claimed some and there is room left, it may find more. Projects
+ * take turns: next comes the one that has the least running of a kind, its oldest job first, and no project runs more of a
+ * kind than it may. The attempt is counted here, so that a job that kills its worker is not tried for ever; and a host runs
+ * one suspect at a time, so that the next death of a worker takes none along that had died before. A host that is drained
+ * gets none. Claims of all hosts follow one another, since each counts what runs.
  */
 export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
-  return pool.begin(async (tx) => {
-    const locked = lock(tx, "claim").then(() => undefined);
-    const [, rows] = await Promise.all([
-      locked,
-      tx<ClaimedJob[]>`
-        with recursive room (kind, n) as (
-          select * from unnest(${kinds}::text[], ${counts}::int[])
-          where not exists (select from hosts where id = ${hostId} and state = 'draining')),
-        lane as (
-          (select project_id, kind from jobs where status = 'queued' order by project_id, kind limit 1)
-          union all
-          select next.* from lane cross join lateral (
-            select project_id, kind from jobs where status = 'queued' and (project_id, kind) > (lane.project_id, lane.kind)
-            order by project_id, kind limit 1) next),
-        busy as (select project_id, kind, count(*)::int n from jobs where status = 'running' group by project_id, kind),
-        due as (
-          select j.*, kind, coalesce(busy.n, 0) + place turn
-          from lane join room using (kind) join projects p on p.id = lane.project_id left join busy using (project_id, kind)
-          cross join lateral (
-            select id, lost, created_at, row_number() over (order by created_at) place from jobs
-            where project_id = lane.project_id and kind = lane.kind and status = 'queued' and run_at <= now()
-              and (lost = 0 or ${room.suspect}::boolean)
-              and not exists (select from jobs a where a.id = jobs.after_job_id and a.status in ('queued', 'running'))
-            order by created_at limit ${Math.max(...counts)}) j
-          where coalesce(busy.n, 0) + place <= case when kind = 'build' then p.max_running_builds else ${othersPerProject} end),
-        chosen as (
-          select id from (select *, row_number() over (partition by kind order by turn, created_at) nth,
-            row_number() over (partition by lost > 0 order by turn, created_at) suspect from due) ranked
-          join room using (kind) where nth <= n and (lost = 0 or suspect = 1)),
-        free as (select id from jobs join chosen using (id) where status = 'queued' for update of jobs skip locked),
-        claimed as (
-          update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},
-            lease_until = now() + make_interval(secs => ${leaseSeconds}), started_at = coalesce(started_at, now())
-          from free where jobs.id = free.id returning jobs.*),
-        shown as (
-          update builds set status = 'running', started_at = coalesce(builds.started_at, now())
-          from claimed where job_id = claimed.id)
-        select ${tx.unsafe(claimedColumns)}, pg_notify(${channel}, id), pg_notify(${channel}, subject_id) from claimed`,
-    ]);
-    return rows.map(claimedJob);
-  });
+  return inOneTrip(pool, (sql) => [
+    locking(sql, "claim"),
+    sql<ClaimedJob[]>`
+      with recursive room (kind, n) as (
+        select * from unnest(${kinds}::text[], ${counts}::int[])
+        where not exists (select from hosts where id = ${hostId} and state = 'draining')),
+      lane as (
+        (select project_id, kind from jobs where status = 'queued' order by project_id, kind limit 1)
+        union all
+        select next.* from lane cross join lateral (
+          select project_id, kind from jobs where status = 'queued' and (project_id, kind) > (lane.project_id, lane.kind)
+          order by project_id, kind limit 1) next),
+      busy as (select project_id, kind, count(*)::int n from jobs where status = 'running' group by project_id, kind),
+      due as (
+        select j.*, kind, coalesce(busy.n, 0) + place turn
+        from lane join room using (kind) join projects p on p.id = lane.project_id left join busy using (project_id, kind)
+        cross join lateral (
+          select id, lost, created_at, row_number() over (order by created_at) place from jobs
+          where project_id = lane.project_id and kind = lane.kind and status = 'queued' and run_at <= now()
+            and (lost = 0 or ${room.suspect}::boolean)
+            and (after_job_id is null or (select a.status not in ('queued', 'running') from jobs a where a.id = jobs.after_job_id))
+          order by created_at limit (select 1 + sum(n) / greatest((select count(*) from lane), 1) from room)::bigint) j
+        where coalesce(busy.n, 0) + place <= case when kind = 'build' then p.max_running_builds else ${othersPerProject} end),
+      chosen as materialized (
+        select id from (select *, row_number() over (partition by kind order by turn, created_at) nth,
+          row_number() over (partition by lost > 0 order by turn, created_at) suspect from due) ranked
+        join room using (kind) where nth <= n and (lost = 0 or suspect = 1)),
+      free as (select id from jobs join chosen using (id) where status = 'queued' for update of jobs skip locked),
+      claimed as (
+        update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},
+          lease_until = now() + make_interval(secs => ${leaseSeconds}), started_at = coalesce(started_at, now())
+        from free where jobs.id = free.id returning jobs.*),
+      shown as (
+        update builds set status = 'running', started_at = coalesce(builds.started_at, now())
+        from claimed where job_id = claimed.id)
+      select ${sql.unsafe(claimedColumns)} from claimed`,
+  ]);
 }
 
-/** Without what the wake-ups of the query returned. */
-function claimedJob(row: ClaimedJob): ClaimedJob {
-  const { id, projectId, kind, subjectId, payload, attempt, maxAttempts, epoch, lost } = row;
-  return { id, projectId, kind, subjectId, payload, attempt, maxAttempts, epoch, lost };
-}
-
-/** Extends the leases still held; answers for each whether it is held and whether cancelling was asked. */
+/**
+ * Extends the leases still held; answers for each whether it is held and whether cancelling was asked. Jobs are locked in
+ * the order of their ids, here and where they are settled, so that the two don't wait for each other.
+ */
 export async function extendLeases(
   pool: Pool,
   held: readonly Pick<ClaimedJob, "id" | "epoch">[],
 ): Promise<Map<string, { cancelRequested: boolean }>> {
   const rows = await pool<{ id: string; cancelRequested: boolean }[]>`
-    update jobs set lease_until = now() + make_interval(secs => ${leaseSeconds})
-    from unnest(${held.map((job) => job.id)}::text[], ${held.map((job) => job.epoch)}::bigint[]) h (id, epoch)
-    where jobs.id = h.id and jobs.epoch = h.epoch and status = 'running'
+    with mine as (
+      select id from jobs join unnest(${held.map((job) => job.id)}::text[], ${held.map((job) => job.epoch)}::bigint[]) h (id, epoch)
+        using (id, epoch) where status = 'running' order by id for update of jobs)
+    update jobs set lease_until = now() + make_interval(secs => ${leaseSeconds}) from mine where jobs.id = mine.id
     returning jobs.id, cancel_requested "cancelRequested"`;
   return new Map(rows.map(({ id, cancelRequested }) => [id, { cancelRequested }]));
 }
@@ -142,6 +137,8 @@ export async function settleJobs(pool: Pool, ended: readonly EndedAttempt[]): Pr
           ${column(({ outcome }) => ("afterMs" in outcome ? outcome.afterMs / 1000 : 0))}::float8[],
           ${column(({ outcome }) => Number("uncounted" in outcome))}::int[]
         ) e (id, epoch, status, error, result, after, uncounted)),
+      mine as (
+        select id from jobs join ended using (id, epoch) where jobs.status = 'running' order by id for update of jobs),
       settled as (
         update jobs set
           status = case when e.status <> 'retry' then e.status when cancel_requested then 'cancelled' else 'queued' end,
@@ -153,7 +150,7 @@ export async function settleJobs(pool: Pool, ended: readonly EndedAttempt[]): Pr
           finished_at = case when e.status <> 'retry' or cancel_requested then now() end,
           -- What it logged in to a registry with has served its time.
           payload = case when e.status <> 'retry' or cancel_requested then payload - 'auth' else payload end
-        from ended e where jobs.id = e.id and jobs.epoch = e.epoch and jobs.status = 'running'
+        from mine join ended e using (id) where jobs.id = mine.id
         returning jobs.*, coalesce(subject_id, jobs.id) subject),
       shown as (
         update builds set status = s.status, error = s.error, finished_at = s.finished_at

@@ -108,6 +108,7 @@ export class JobRunner {
     if (this.#stopped || Object.keys(room.kinds).length === 0) return;
     const claim = claimJobs(this.#services.connection.sql, this.#services.host.id, room).then((jobs) => {
       for (const job of jobs) this.#run(job);
+      if (jobs.length > 0) this.#claim();
     });
     this.#claiming = claim;
     await claim;

@@ -85,9 +85,14 @@ describe("leases", () => {
     for (let i = 0; i < 6; i++) await queue(one, "build");
     for (let i = 0; i < 6; i++) await queue(one, "pull");
     await queue(other, "pull");
-    const kinds = (await claimJobs(sql, hostId, { kinds: { build: 2, pull: 6 }, suspect: true })).map(
-      (job) => job.kind,
-    );
+    const left = { build: 2, pull: 6 };
+    const kinds: JobKind[] = [];
+    for (let claimed: ClaimedJob[]; ; kinds.push(...claimed.map((job) => job.kind))) {
+      claimed = await claimJobs(sql, hostId, { kinds: left, suspect: true });
+      if (claimed.length === 0) break;
+      left.build -= claimed.filter((job) => job.kind === "build").length;
+      left.pull -= claimed.filter((job) => job.kind === "pull").length;
+    }
     expect(kinds.filter((kind) => kind === "build")).toHaveLength(2);
     // A project pulls four at a time; the other's is the fifth.
     expect(kinds.filter((kind) => kind === "pull")).toHaveLength(5);
@@ -152,6 +157,26 @@ describe("leases", () => {
       { type: "build.failed", of: b, data: { error } },
       { type: "build.succeeded", of: a, data: {} },
     ]);
+  });
+
+  it("settles and extends at once without either having to give way", async () => {
+    const projectId = await project(200);
+    for (let round = 0; round < 5; round++) {
+      await sql`
+        insert into jobs (id, project_id, kind, payload)
+        select 'job_' || gen_random_uuid(), ${projectId}, 'build', '{}' from generate_series(1, 100)`;
+      const claimed = await claim(100);
+      const shuffled = () => claimed.toSorted(() => Math.random() - 0.5);
+      const outcome: JobOutcome = { status: "succeeded", result: {} };
+      const [settled] = await Promise.all([
+        settleJobs(
+          sql,
+          shuffled().map((job) => ({ job, outcome })),
+        ),
+        ...[1, 2, 3].map(() => extendLeases(sql, shuffled())),
+      ]);
+      expect(settled.size).toBe(claimed.length);
+    }
   });
 
   it("tells a held job that its cancelling was asked", async () => {
