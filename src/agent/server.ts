@@ -15,6 +15,7 @@ import { logPath } from "../engine/converge.ts";
 import type { AgentListen } from "../engine/host-registration.ts";
 import type { Services } from "../engine/services.ts";
 import { readLog } from "../isolation/container-log.ts";
+import { type AgentApp, addFiles } from "./files.ts";
 
 const flag = z.enum(["true", "false"]).transform((text) => text === "true");
 
@@ -53,9 +54,9 @@ function requestError(thrown: unknown): BerthError {
  * The worker's internal listener: only byte streams that can't be rows. The API has checked who may ask; here the key
  * is checked, and that the container is this host's. Errors are `{ code, detail }` with the code's status.
  */
-export function agentApp(services: Services, key: string): Hono {
+export function agentApp(services: Services, key: string): AgentApp {
   const { sandboxes, connection, host, config } = services;
-  const app = new Hono();
+  const app: AgentApp = new Hono();
   app.use(async (c, next) => {
     const given = /^Bearer (.+)$/.exec(c.req.header("authorization") ?? "")?.[1] ?? "";
     if (!sameSecret(given, key)) throw new BerthError("unauthorized", "The agent key is wrong.");
@@ -72,6 +73,8 @@ export function agentApp(services: Services, key: string): Hono {
     if (row === null) throw new BerthError("not_found", "This host has no such container.");
     return row;
   };
+
+  addFiles(app, services, container);
 
   app.get("/containers/:id/logs", async (c) => {
     const { id } = await container(c.req.param("id"));
@@ -137,7 +140,7 @@ async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {
  * TLS with the agent's key (core/keyed-tls.ts), for who knows it.
  */
 export async function listenAgent(
-  app: Hono,
+  app: Pick<AgentApp, "fetch">,
   at: AgentListen,
   host: { id: string; key: string; blobsDir: string },
 ): Promise<Server> {

@@ -19,6 +19,7 @@ import type { Usage } from "./plan/usage.ts";
 import { probeSlot, type SandboxState } from "./probe.ts";
 import { type ProcessView, viewProcesses } from "./processes.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
+import { type OpenRoot, Roots } from "./roots.ts";
 import type { SandboxSpec, SandboxTemplate } from "./sandbox-spec.ts";
 import { Slots } from "./slots.ts";
 import { startSandbox } from "./start.ts";
@@ -43,6 +44,7 @@ export class Sandboxes {
   readonly #slots: Slots;
   readonly #exits: Exits;
   readonly #views: Views;
+  readonly #roots = new Roots();
   readonly #timers: NodeJS.Timeout[];
   #swept = false;
 
@@ -207,6 +209,18 @@ export class Sandboxes {
     }
   }
 
+  /**
+   * The root filesystem of a running container, for reading and writing its files from outside.
+   * @throws BerthError `invalid_state` when it does not run.
+   */
+  openRoot(id: string): OpenRoot {
+    const slot = this.#linked.get(id);
+    if (slot === undefined || this.probe(id).state !== "running") {
+      throw new BerthError("invalid_state", "The container is not running.");
+    }
+    return this.#roots.open(id, this.#parts.slot(slot).rootfs, this.#parts.idBase(slot));
+  }
+
   /** Calls back with the id of each container that has ended, until the returned function is called. */
   onExit(listener: (id: string) => void): () => void {
     return this.#exits.on(listener);
@@ -231,6 +245,7 @@ export class Sandboxes {
   async release(id: string): Promise<void> {
     const slot = this.#linked.get(id);
     if (slot === undefined) return;
+    await this.#roots.end(id);
     await this.#slots.before(() => releaseSlot(this.#parts, slot, id));
     this.#forget(id);
   }

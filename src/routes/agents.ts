@@ -1,5 +1,6 @@
 import { Agent, type IncomingMessage, request } from "node:http";
 import { Agent as TlsAgent, request as tlsRequest } from "node:https";
+import { pipeline } from "node:stream/promises";
 import { BerthError, type ErrorCode } from "../core/errors.ts";
 import { keyedClient } from "../core/keyed-tls.ts";
 import { agentKey, hostKey } from "../core/keys.ts";
@@ -10,10 +11,13 @@ import type { Sql } from "../db/scope.ts";
 const answerMs = 10_000;
 
 export interface AgentRequest {
-  method: "GET" | "POST";
+  method: "GET" | "POST" | "PUT";
   /** Path and query, already encoded. */
   path: string;
+  /** Sent as JSON. */
   body?: unknown;
+  /** Sent as it comes, in place of `body`. */
+  upload?: AsyncIterable<Uint8Array>;
   signal: AbortSignal;
   /** For commands that answer only when they have ended. */
   answerMs?: number;
@@ -74,11 +78,17 @@ export class Agents {
       clearTimeout(late);
       resolve(response);
     });
+    const uploaded = ask.upload === undefined ? null : pipeline(ask.upload, sent);
+    // It fails with the request, or after the answer.
+    uploaded?.catch(() => undefined);
+    if (uploaded === null) sent.end(body ?? undefined);
     sent.on("error", (cause) => {
       clearTimeout(late);
-      reject(new BerthError("host_unavailable", "The container's host does not answer.", { cause }));
+      const silent = new BerthError("host_unavailable", "The container's host does not answer.", { cause });
+      if (uploaded === null) reject(silent);
+      // What stopped an upload may be the client's own doing.
+      else uploaded.catch((error: unknown) => reject(error instanceof BerthError ? error : silent));
     });
-    sent.end(body ?? undefined);
     return promise;
   }
 

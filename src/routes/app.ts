@@ -9,6 +9,7 @@ import { authenticate } from "./auth.ts";
 import { addBuildLogs } from "./build-logs.ts";
 import { addBuilds } from "./builds.ts";
 import { addContainerActions } from "./container-actions.ts";
+import { addContainerFiles } from "./container-files.ts";
 import { addContainerStreams } from "./container-streams.ts";
 import { addContainerUpdate } from "./container-update.ts";
 import { addContainerUsage } from "./container-usage.ts";
@@ -116,6 +117,7 @@ export function createApp(services: Services): App {
   addContainers(app, services);
   addContainerActions(app, services);
   addContainerStreams(app, services);
+  addContainerFiles(app, services);
   addContainerUpdate(app, services);
   addContainerUsage(app, services);
   addPorts(app, services);

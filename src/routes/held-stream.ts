@@ -14,7 +14,7 @@ export function heldStream(
   services: Services,
   c: Request,
   contentType: string,
-  produce: (signal: AbortSignal) => AsyncGenerator<string>,
+  produce: (signal: AbortSignal) => AsyncGenerator<string | Uint8Array>,
 ): Response {
   const held = services.streams.open(c.var.principal, c.var.scope.projectId);
   const gone = new AbortController();
@@ -39,7 +39,7 @@ export function heldStream(
             controller.close();
             return;
           }
-          controller.enqueue(encoder.encode(next.value));
+          controller.enqueue(typeof next.value === "string" ? encoder.encode(next.value) : next.value);
           stalled = setTimeout(() => {
             end();
             controller.error(new Error("the client stopped reading"));

@@ -44,6 +44,8 @@ export const permissions = {
   waitContainer: "viewer",
   getContainerLogs: "viewer",
   execContainer: "deployer",
+  getContainerFiles: "deployer",
+  putContainerFiles: "deployer",
   getContainerStats: "viewer",
   listContainerProcesses: "deployer",
 

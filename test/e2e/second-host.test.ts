@@ -160,6 +160,21 @@ test("its logs and commands go through the API", async () => {
   });
 });
 
+test("its files too, in both directions", async () => {
+  const url = `${first.url}/v1/containers/web/files?path=/www`;
+  const headers = { authorization: `Bearer ${first.token}` };
+  const tar = await collect(writeTar([entry("new.html", { content: "x".repeat(3_000_000) })]));
+  const put = await fetch(url, {
+    method: "PUT",
+    headers: { ...headers, "content-type": "application/x-tar" },
+    body: new Uint8Array(tar),
+  });
+  expect(await put.json()).toEqual({ entries: 1, bytes: 3_000_000 });
+  const got = Buffer.from(await (await fetch(url, { headers })).arrayBuffer());
+  expect(got.includes("from the second host")).toBe(true);
+  expect(got.includes("x".repeat(3_000_000))).toBe(true);
+});
+
 test("with the first host drained, builds and containers go to the second; what it built runs on the first", async () => {
   const [one] = await hosts();
   expect(await ask("POST", `/hosts/${one?.id ?? ""}/drain`)).toMatchObject({ state: "draining" });

@@ -1,9 +1,7 @@
-import { tmpdir } from "node:os";
 import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import { hostKey, joinKey, seal } from "../../src/core/keys.ts";
-import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { createInternalApp, type InternalApp } from "../../src/routes/internal/app.ts";
 import { authenticateHost } from "../../src/routes/internal/host-auth.ts";
 import { addHostAdmission } from "../../src/routes/internal/hosts.ts";

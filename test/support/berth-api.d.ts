@@ -554,6 +554,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/containers/{id}/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get a file or directory of a container as a tar
+         * @description The container must run. What is mounted over its filesystem (`/proc`, `/sys`, `/dev`, `/etc/hosts`, …) is not part of it. Owners are as the container has them; sockets, devices and extended attributes are left out. `Berth-File` describes what the path leads to, and `HEAD` answers it alone.
+         */
+        get: operations["getContainerFiles"];
+        /**
+         * Put the files of a tar into a directory of a container
+         * @description The container must run. What is mounted over its filesystem (`/proc`, `/sys`, `/dev`, `/etc/hosts`, …) is not part of it. The tar is plain or compressed with gzip or zstd. Files and links replace what is there, each as a whole; owners are as the tar says, root for those that no container has. What was written before an error stays.
+         */
+        put: operations["putContainerFiles"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/containers/{id}/stats": {
         parameters: {
             query?: never;
@@ -1574,6 +1598,11 @@ export interface components {
                 commit: string;
                 buildId: string | null;
             }[];
+            /**
+             * @description The deployment that its ports lead to: the last that succeeded.
+             * @example dep_0q3xr5kkp8wmz2v9d1hc
+             */
+            deploymentId: string | null;
             webhook: {
                 /** @example https://berth.example/v1/webhooks/src_0q3xr5kkp8wmz2v9d1hc */
                 url: string;
@@ -2311,6 +2340,11 @@ export interface components {
              * @default 60
              */
             timeoutSeconds?: number;
+        };
+        FilesWritten: {
+            entries: number;
+            /** @description Of the files' contents. */
+            bytes: number;
         };
         /**
          * @example {
@@ -6461,6 +6495,226 @@ export interface operations {
             };
             /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getContainerFiles: {
+        parameters: {
+            query: {
+                /** @description In the container; symlinks are followed inside it. */
+                path: string;
+            };
+            header?: never;
+            path: {
+                /** @description The container's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The tar; its names begin with the path's last name */
+            200: {
+                headers: {
+                    /** @description JSON: `{ name, type, mode, uid, gid, size, mtime }` */
+                    "Berth-File"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-tar": string;
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_path`: The path can't be used */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource; `file_not_found`: The container has no such file */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    putContainerFiles: {
+        parameters: {
+            query: {
+                /** @description In the container; symlinks are followed inside it. */
+                path: string;
+            };
+            header?: never;
+            path: {
+                /** @description The container's id or name. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/x-tar": string;
+            };
+        };
+        responses: {
+            /** @description It is written */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FilesWritten"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_path`: The path can't be used; `invalid_archive`: The archive can't be used */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `not_found`: There is no such resource; `file_not_found`: The container has no such file */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `invalid_state`: The resource's state does not allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `host_unavailable`: The host does not answer */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `disk_full`: The host's disk is full */
+            507: {
                 headers: {
                     [name: string]: unknown;
                 };
