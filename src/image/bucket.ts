@@ -6,7 +6,16 @@ import type { BucketCredentials, BucketPlace } from "../core/blob-store.ts";
 import { BerthError } from "../core/errors.ts";
 import type { ByteRange, SignedRequest, StoredBlob } from "./blobs.ts";
 import { digestHex } from "./digest.ts";
-import { answeredText, type FarBlobs, type OutgoingBlob, passing, passingUnlessOurs } from "./far-blobs.ts";
+import {
+  answeredBytes,
+  answeredSize,
+  answeredText,
+  type FarBlobs,
+  type OutgoingBlob,
+  passing,
+  passingUnlessOurs,
+  rangeHeader,
+} from "./far-blobs.ts";
 import type { HttpBody, HttpClient, HttpRequest } from "./http.ts";
 import type { Retry, Transient } from "./retry.ts";
 
@@ -23,7 +32,7 @@ interface BucketRequest {
   key?: string;
   query?: Record<string, string>;
   body?: HttpBody & { sha256: string };
-  headers?: Record<string, string>;
+  headers?: { range?: string };
   signal?: AbortSignal;
 }
 
@@ -57,31 +66,20 @@ export class Bucket implements FarBlobs {
 
   async size(digest: string): Promise<number | null> {
     return this.#again(async () => {
-      const response = await this.#send({ method: "HEAD", key: this.#key(digest) });
-      response.resume();
-      if (response.statusCode === 404) return null;
-      if (response.statusCode !== 200) throw await failure(response);
-      return Number(response.headers["content-length"]);
+      return answeredSize(await this.#send({ method: "HEAD", key: this.#key(digest) }), failure);
     });
   }
 
   async read(digest: string, range: ByteRange, signal: AbortSignal): Promise<IncomingMessage | null> {
-    const headers = range.start === 0 && range.end === undefined ? {} : { range: rangeHeader(range) };
+    const headers = rangeHeader(range);
     const response = await this.#send({ method: "GET", key: this.#key(digest), headers, signal });
-    if (response.statusCode === (headers.range === undefined ? 200 : 206)) return response;
-    if (response.statusCode !== 404) throw await failure(response);
-    response.resume();
-    return null;
+    return answeredBytes(response, headers, failure);
   }
 
   async send(blob: OutgoingBlob): Promise<void> {
     const key = this.#key(blob.digest);
     if (blob.sizeBytes > this.#partBytes) return this.#sendInParts(key, blob);
-    const body = {
-      bytes: blob.sizeBytes,
-      open: () => blob.open({ start: 0 }),
-      sha256: digestHex(blob.digest),
-    };
+    const body = { bytes: blob.sizeBytes, open: () => blob.open({ start: 0 }), sha256: digestHex(blob.digest) };
     await this.#expect(200, { method: "PUT", key, body });
   }
 
@@ -113,14 +111,8 @@ export class Bucket implements FarBlobs {
 
   /** A GET that anybody can make for a quarter of an hour. */
   async signedRead(digest: string): Promise<SignedRequest> {
-    const { url } = await this.#signed(
-      {
-        method: "GET",
-        key: this.#key(digest),
-        query: { "X-Amz-Expires": String(signedSeconds) },
-      },
-      true,
-    );
+    const query = { "X-Amz-Expires": String(signedSeconds) };
+    const { url } = await this.#signed({ method: "GET", key: this.#key(digest), query }, true);
     return { url, headers: {} };
   }
 
@@ -177,11 +169,10 @@ export class Bucket implements FarBlobs {
   async #complete(key: string, uploadId: string, parts: readonly string[]): Promise<void> {
     const bytes = Buffer.from(`<CompleteMultipartUpload>${parts.join("")}</CompleteMultipartUpload>`);
     const sha256 = createHash("sha256").update(bytes).digest("hex");
-
     const body = { bytes: bytes.length, open: () => Readable.from([bytes]), sha256 };
     const answer = await this.#expect(200, { method: "POST", key, query: { uploadId }, body });
-    if (!answer.includes("<CompleteMultipartUploadResult"))
-      throw passing(`did not complete an upload${code(answer)}`).error;
+    if (answer.includes("<CompleteMultipartUploadResult")) return;
+    throw passing(`did not complete an upload${code(answer)}`).error;
   }
 
   /** Sends until it is answered with this status; the answer's text. */
@@ -230,10 +221,6 @@ export class Bucket implements FarBlobs {
   }
 }
 
-export function rangeHeader({ start, end }: ByteRange): string {
-  return `bytes=${String(start)}-${end === undefined ? "" : String(end)}`;
-}
-
 async function readText(response: IncomingMessage): Promise<string> {
   const chunks: Buffer[] = [];
   try {
@@ -255,7 +242,5 @@ async function failure(response: IncomingMessage): Promise<BerthError | Transien
   const status = response.statusCode ?? 0;
   const why = code(await answeredText(response));
   if (status === 429 || status >= 500) return passing(`answered ${String(status)}${why}`);
-  if (status === 401 || status === 403)
-    return passing(`refused access${why}: the credentials, or their rights, are wrong`).error;
   return passing(`answered ${String(status)}${why}`).error;
 }

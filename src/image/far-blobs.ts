@@ -32,6 +32,35 @@ export function passingUnlessOurs(error: unknown, signal: AbortSignal): unknown 
   return passing(`can't be reached: ${why}`, error);
 }
 
+/** What a status that is no success stands for: a lasting error, or one that may pass. */
+type Failure = (response: IncomingMessage) => Promise<BerthError | Transient>;
+
+/** What HEAD was answered: the blob's size, or that there is none. */
+export async function answeredSize(response: IncomingMessage, failure: Failure): Promise<number | null> {
+  response.resume();
+  if (response.statusCode === 404) return null;
+  if (response.statusCode !== 200) throw await failure(response);
+  return Number(response.headers["content-length"]);
+}
+
+/** The header that asks for the range; none for the whole blob. */
+export function rangeHeader({ start, end }: ByteRange): { range?: string } {
+  if (start === 0 && end === undefined) return {};
+  return { range: `bytes=${String(start)}-${end === undefined ? "" : String(end)}` };
+}
+
+/** What GET was answered with that header: the bytes, and no others than were asked for, or that there is no blob. */
+export async function answeredBytes(
+  response: IncomingMessage,
+  asked: { range?: string },
+  failure: Failure,
+): Promise<IncomingMessage | null> {
+  if (response.statusCode === (asked.range === undefined ? 200 : 206)) return response;
+  if (response.statusCode !== 404) throw await failure(response);
+  response.resume();
+  return null;
+}
+
 /** The text of an answer that is no success; nothing of it when it is long or breaks off. */
 export async function answeredText(response: IncomingMessage): Promise<string> {
   const bytes = await readBody(response, 64 << 10).catch(() => null);

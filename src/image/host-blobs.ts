@@ -2,8 +2,16 @@ import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { BerthError, type ErrorCode } from "../core/errors.ts";
 import type { ByteRange } from "./blobs.ts";
-import { rangeHeader } from "./bucket.ts";
-import { answeredText, type FarBlobs, type OutgoingBlob, passing, passingUnlessOurs } from "./far-blobs.ts";
+import {
+  answeredBytes,
+  answeredSize,
+  answeredText,
+  type FarBlobs,
+  type OutgoingBlob,
+  passing,
+  passingUnlessOurs,
+  rangeHeader,
+} from "./far-blobs.ts";
 import type { HttpClient, HttpRequest } from "./http.ts";
 import type { Retry, Transient } from "./retry.ts";
 
@@ -34,27 +42,18 @@ export class HostBlobs implements FarBlobs {
   }
 
   async size(digest: string): Promise<number | null> {
-    return this.#again(async () => {
-      const response = await this.#ask({ method: "HEAD", digest });
-      response.resume();
-      if (response.statusCode === 404) return null;
-      if (response.statusCode !== 200) throw await failure(response);
-      return Number(response.headers["content-length"]);
-    });
+    return this.#again(async () => answeredSize(await this.#ask({ method: "HEAD", digest }), failure));
   }
 
   async read(digest: string, range: ByteRange, signal: AbortSignal): Promise<IncomingMessage | null> {
-    const headers = range.start === 0 && range.end === undefined ? {} : { range: rangeHeader(range) };
+    const headers = rangeHeader(range);
     let response = await this.#ask({ method: "GET", digest, headers, signal });
     if (response.statusCode === 307) {
       response.resume();
       const url = new URL(response.headers.location ?? "", this.#options.api);
       response = await this.#send({ method: "GET", url, headers, signal });
     }
-    if (response.statusCode === (headers.range === undefined ? 200 : 206)) return response;
-    if (response.statusCode !== 404) throw await failure(response);
-    response.resume();
-    return null;
+    return answeredBytes(response, headers, failure);
   }
 
   async send(blob: OutgoingBlob): Promise<void> {
@@ -79,7 +78,8 @@ export class HostBlobs implements FarBlobs {
 
   async #upload(blob: OutgoingBlob, offset: number): Promise<void> {
     const { digest, sizeBytes } = blob;
-    const headers = { "content-range": `bytes ${offset}-${sizeBytes - 1}/${sizeBytes}` };
+    // A range has one byte at least.
+    const headers = sizeBytes === 0 ? {} : { "content-range": `bytes ${offset}-${sizeBytes - 1}/${sizeBytes}` };
     const body = { bytes: sizeBytes - offset, open: () => blob.open({ start: offset }) };
     await finished(await this.#ask({ method: "PUT", digest, headers, body }));
   }

@@ -139,6 +139,10 @@ describe("the endpoint", () => {
         code: "invalid_request",
       });
     }
+    for (const body of ["", "{", "{}", '{"sizeBytes":-1}', '{"sizeBytes":1e15}', '{"sizeBytes":1,"more":1}']) {
+      expect(await code(await ask(digest, { method: "POST", body }))).toEqual({ status: 400, code: "invalid_request" });
+    }
+    expect(await code(await ask(digest, { method: "POST", body: " ".repeat(5000) }))).toMatchObject({ status: 413 });
     const tooMuch = { "content-range": "bytes 0-9/10" };
     expect(await code(await put(content.subarray(0, 20), tooMuch))).toEqual({ status: 413, code: "body_too_large" });
     expect(await gather(store.list())).toEqual([]);
@@ -173,6 +177,8 @@ describe("a host's store", () => {
   test("puts what it stores into the cluster's, once, and reads from there what it lacks", async () => {
     expect(await host.size(digest)).toBeNull();
     await expect(host.open(digest)).rejects.toMatchObject({ code: "not_found" });
+    const empty = await host.put(Readable.from([]), { maxBytes: 0 });
+    expect(await store.size(empty.digest)).toBe(0);
     expect(await host.put(chunked(content, 70_000), { maxBytes: 1e9 })).toEqual({ digest, sizeBytes: content.length });
     expect(await store.size(digest)).toBe(content.length);
     const receive = vi.spyOn(store, "receive");

@@ -3,7 +3,8 @@ import { z } from "@hono/zod-openapi";
 import { bodyLimit } from "hono/body-limit";
 import { BerthError } from "../../core/errors.ts";
 import { digestPattern } from "../../core/reference.ts";
-import type { ByteRange, ClusterStore } from "../../image/blobs.ts";
+import type { ByteRange, ClusterStore, StoredBlob } from "../../image/blobs.ts";
+import type { UploadAnswer } from "../../image/host-blobs.ts";
 import type { InternalApp } from "./app.ts";
 
 /** As much as the largest layer may have before compression (image/layer-limits.ts), and a little. */
@@ -56,14 +57,10 @@ export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
   });
   app.post(path, limit, async (c) => {
     const digest = parseDigest(c.req.param("digest"));
-    const offer = Offer.safeParse(await c.req.json());
+    const offer = Offer.safeParse(await c.req.json().catch(() => null));
     if (!offer.success) throw new BerthError("invalid_request", z.prettifyError(offer.error));
     const { sizeBytes } = offer.data;
-    if ((await blobs.size(digest)) !== null) return c.json({ state: "present" });
-    const elsewhere = await blobs.writeElsewhere({ digest, sizeBytes });
-    if (elsewhere !== null) return c.json({ state: "elsewhere", ...elsewhere });
-    const received = await blobs.received({ digest, sender: c.var.hostId });
-    return c.json({ state: "upload", offset: received < sizeBytes ? received : 0 });
+    return c.json(await answerOffer(blobs, { digest, sizeBytes }, c.var.hostId));
   });
 
   app.put(path, async (c) => {
@@ -81,6 +78,16 @@ export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
   });
 }
 
+/** How the host is to send the blob, if at all. */
+async function answerOffer(blobs: ClusterStore, blob: StoredBlob, sender: string): Promise<UploadAnswer> {
+  const { digest, sizeBytes } = blob;
+  if ((await blobs.size(digest)) !== null) return { state: "present" };
+  const elsewhere = await blobs.writeElsewhere(blob);
+  if (elsewhere !== null) return { state: "elsewhere", url: elsewhere.url.href, headers: elsewhere.headers };
+  const received = await blobs.received({ digest, sender });
+  return { state: "upload", offset: received < sizeBytes ? received : 0 };
+}
+
 function parseDigest(text: string): string {
   if (digestPattern.test(text)) return text;
   throw new BerthError("invalid_reference", `${JSON.stringify(text.slice(0, 100))} is not a sha256 digest.`);
@@ -94,14 +101,16 @@ function parseRange(header: string | undefined): ByteRange | null {
   return Number(last) < Number(first) ? null : { start: Number(first), end: Number(last) };
 }
 
-/** Where what is sent begins, and how much it makes in all; without the header it is everything. */
+/** Where what is sent begins, and how much it makes in all: up to the last byte, and without the header everything. */
 function parseContentRange(
   range: string | undefined,
   length: string | undefined,
 ): { start: number; sizeBytes: number } {
-  const whole = range === undefined && length !== undefined ? [, 0, Number(length) - 1, Number(length)] : null;
-  const [, start = NaN, end = NaN, sizeBytes = NaN] =
-    whole ?? (/^bytes (\d{1,15})-(\d{1,15})\/(\d{1,15})$/.exec(range ?? "") ?? []).map(Number);
-  if (start <= end + 1 && end + 1 === sizeBytes && sizeBytes <= maxBlobBytes) return { start, sizeBytes };
+  const [, first, last, size] = /^bytes (\d{1,15})-(\d{1,15})\/(\d{1,15})$/.exec(range ?? "") ?? [];
+  const start = Number(first ?? 0);
+  const sizeBytes = Number(size ?? length ?? Number.NaN);
+  const upToTheEnd =
+    first === undefined ? range === undefined : start <= Number(last) && Number(last) + 1 === sizeBytes;
+  if (upToTheEnd && sizeBytes <= maxBlobBytes) return { start, sizeBytes };
   throw new BerthError("invalid_request", "Send Content-Range: bytes START-LAST/SIZE, up to the blob's last byte.");
 }
