@@ -4,6 +4,7 @@ import { type BuildWorker, busybox, startBuildWorker } from "../support/builds.t
 import { entry } from "../support/image.ts";
 
 // Builds by strangers: what they bring must stay inside. The canary is a file of the host at a path that they aim at.
+// `carelessly` shows that the aim is good: whoever follows the same paths without staying in the image gets there.
 
 const canary = "/tmp/berth-build-canary";
 let worker: BuildWorker;
@@ -40,8 +41,10 @@ test("COPY into an image whose directories are links to everywhere stays in the 
       entry("a", { content: "mine\n" }),
       entry("x.tar", { content: Buffer.concat([tarOf("inner", "inner\n"), Buffer.alloc(1024)]) }),
     ],
+    { carelessly: { read: ["/aim", "/up/tmp/berth-build-canary", "/rel/berth-build-canary"] } },
   );
   expect(answer.error).toBeNull();
+  expect(answer.strayed).toEqual(["host\n", "host\n", "host\n"]);
   expect(answer.log.filter((line) => line.startsWith("stdout"))).toEqual([
     "stdout: mine",
     "stdout: mine",
@@ -52,8 +55,11 @@ test("COPY into an image whose directories are links to everywhere stays in the 
 test("COPY out of a stage whose files are links to everywhere reads the stage only", async () => {
   const stage = [
     "FROM base AS evil",
-    "RUN mkdir -p /tmp /d && echo mine > /tmp/f && ln -s / /root-link && ln -s /proc/1/root /proc-link && ln -s /tmp/berth-build-canary /d/link",
+    "RUN mkdir -p /tmp /d && echo mine > /tmp/f && ln -s / /root-link && ln -s /proc/self/root /proc-link && ln -s /tmp/berth-build-canary /d/link",
   ];
+  const links = ["/d/link", "/proc-link/tmp/berth-build-canary", "/root-link/tmp/berth-build-canary"];
+  const evil = await worker.build("evil", stage, {}, { carelessly: { read: links } });
+  expect(evil.strayed).toEqual(links.map(() => "host\n"));
   const answer = await worker.build("out", [
     ...stage,
     "FROM base",
@@ -64,7 +70,7 @@ test("COPY out of a stage whose files are links to everywhere reads the stage on
   expect(answer.error).toBeNull();
   // A link in a directory is copied as a link, not read through.
   expect(answer.files["/d/link"]).toBe("777 0:0 -> /tmp/berth-build-canary");
-  for (const path of ["/d/link", "/proc-link/tmp/berth-build-canary", "/root-link/tmp/berth-build-canary"]) {
+  for (const path of links) {
     const refused = await worker.build("out", [...stage, "FROM base", `COPY --from=evil ${path} /x`]);
     expect(refused.error).toMatchObject({ code: "invalid_context", facts: { line: 4 } });
   }
@@ -102,6 +108,14 @@ test("programs of the image never run outside the sandbox, whatever their names"
   );
   expect(answer.error).toBeNull();
   expect(answer.files["/y/f"]).toBe("644 0:0");
+  expect(existsSync(`${canary}-made`)).toBe(false);
+  // Run as the host's, any of them leaves its mark.
+  const trap = await worker.build("trap", ["FROM scratch", "COPY bin /bin"], tools, {
+    carelessly: { run: ["/bin/tar"] },
+  });
+  expect(trap.error).toBeNull();
+  expect(readFileSync(`${canary}-made`, "utf8")).toBe("owned\n");
+  rmSync(`${canary}-made`);
 });
 
 test("a foreign frontend is noted and never fetched", async () => {

@@ -1,3 +1,5 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { resolveIn } from "../../src/build/tree.ts";
 import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
@@ -26,6 +28,8 @@ export interface BuildOrder {
   outboundAllow?: string[];
   /** Cancel when a log line has this text. */
   cancelAt?: string;
+  /** Paths of the image to take for the host's own, as a worker without containment would: read them, or run them. */
+  carelessly?: { read?: string[]; run?: string[] };
 }
 
 export interface BuildAnswer {
@@ -37,6 +41,8 @@ export interface BuildAnswer {
   log: string[];
   /** Every entry of the image's root: path → `mode uid:gid` and, for links, the target. */
   files: Record<string, string>;
+  /** What was read carelessly, in order. */
+  strayed: string[];
   milliseconds: number;
 }
 
@@ -128,7 +134,18 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   const milliseconds = performance.now() - started;
   await report.flush();
   const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));
-  return { error, image, fetched, steps, log, files: image === null ? {} : await listFiles(image), milliseconds };
+  const files = image === null ? {} : await listFiles(image);
+  const strayed = image === null ? [] : await stray(image, order.carelessly ?? {});
+  return { error, image, fetched, steps, log, files, strayed, milliseconds };
+}
+
+/** Follows paths wherever the kernel leads, out of the image's root as well: shows that a trap is one. */
+async function stray(image: Image, { read = [], run = [] }: NonNullable<BuildOrder["carelessly"]>): Promise<string[]> {
+  const paths = await Promise.all(image.layers.map((layer) => layers.ensure(layer)));
+  return sandboxes.withView(paths, (root) => {
+    for (const path of run) execFileSync(`${root}${path}`);
+    return Promise.resolve(read.map((path) => readFileSync(`${root}${path}`, "utf8")));
+  });
 }
 
 async function listFiles(image: Image): Promise<Record<string, string>> {

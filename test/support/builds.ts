@@ -17,7 +17,7 @@ export interface BuildWorker {
     tag: string,
     dockerfile: readonly string[],
     files?: Record<string, string | Buffer> | LayerEntry[],
-    more?: Pick<BuildOrder, "cancelAt" | "outboundAllow"> & BuildOrder["request"],
+    more?: Pick<BuildOrder, "cancelAt" | "outboundAllow" | "carelessly"> & BuildOrder["request"],
   ): Promise<BuildAnswer>;
   /** Names of what the instance has in the kernel and in its run directory besides what is prepared ahead. */
   leftovers(): string[];
@@ -38,7 +38,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "inherit"] });
   const answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   return {
-    async build(tag, dockerfile, files = {}, { cancelAt, outboundAllow, ...request } = {}) {
+    async build(tag, dockerfile, files = {}, { cancelAt, outboundAllow, carelessly, ...request } = {}) {
       const entries = Array.isArray(files)
         ? files
         : Object.entries(files).map(([path, content]) =>
@@ -54,6 +54,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
         tag,
         ...(outboundAllow === undefined ? {} : { outboundAllow }),
         ...(cancelAt === undefined ? {} : { cancelAt }),
+        ...(carelessly === undefined ? {} : { carelessly }),
       };
       child.stdin.write(`${JSON.stringify(order)}\n`);
       const answer = await answers.next();
