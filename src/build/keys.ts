@@ -17,14 +17,23 @@ export function chainKey(layers: readonly Pick<Layer, "diffId">[]): string {
 /**
  * What a step's result depends on: the filesystem it starts from (`parent`, a chainKey), its own meaning with all
  * variables expanded, and `content`, a digest of all that it reads besides (files of the context, another stage's
- * chain). ENV, LABEL and the like are no part unless the step sees them; neither are times, secrets and proxies.
+ * chain), and the build's `epoch`, which the layer's times have. ENV, LABEL and the like are no part unless the step sees them; neither are times, secrets and proxies.
  */
-export function stepKey(parent: string, step: RunStep | CopyStep | WorkdirStep, content: string): string {
+export function stepKey(
+  parent: string,
+  step: RunStep | CopyStep | WorkdirStep,
+  content: string,
+  epoch: number | null,
+): string {
+  return digest([keyVersion, epoch, parameters(parent, step, content)]);
+}
+
+function parameters(parent: string, step: RunStep | CopyStep | WorkdirStep, content: string): unknown[] {
   switch (step.kind) {
     case "run": {
       const { argv, env, cwd, user, network, script } = step;
       const mounts = step.mounts.map((mount) => ("origin" in mount ? { ...mount, origin: null } : mount));
-      return digest([keyVersion, "run", parent, argv, [...env].sort(), cwd, user, network, mounts, script, content]);
+      return ["run", parent, argv, [...env].sort(), cwd, user, network, mounts, script, content];
     }
     case "copy": {
       const {
@@ -43,10 +52,10 @@ export function stepKey(parent: string, step: RunStep | CopyStep | WorkdirStep, 
       const how = [intoDirectory, chown, chmod, excludes, parents, unpack, checksum];
       // A linked layer is the same over any parent, unless names of its owner are looked up there.
       const below = step.link && !hasNames(chown) ? "" : parent;
-      return digest([keyVersion, "copy", below, step.link, sources, remotes, inline, destination, how, content]);
+      return ["copy", below, step.link, sources, remotes, inline, destination, how, content];
     }
     case "workdir":
-      return digest([keyVersion, "workdir", parent, step.path, step.user]);
+      return ["workdir", parent, step.path, step.user];
   }
 }
 

@@ -9,6 +9,8 @@ export interface PlanOptions {
   platform: Platform;
   /** Of the machine that builds. */
   buildPlatform: Platform;
+  /** When the context was last changed, in seconds since 1970; null: that says nothing. */
+  contextTime: number | null;
   /** Added to the result's labels. */
   labels: Readonly<Record<string, string>>;
 }

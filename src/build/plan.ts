@@ -2,6 +2,7 @@ import { BerthError } from "../core/errors.ts";
 import type { ImageConfig } from "../core/image.ts";
 import { applyPolicy, everyCheck, parseCheckPolicy } from "./check-policy.ts";
 import type { Dockerfile } from "./dockerfile.ts";
+import { buildEpoch, withEpoch } from "./epoch.ts";
 import { type Graph, type NeededImage, resolveGraph, targetStage } from "./graph.ts";
 import type { PlanOptions } from "./options.ts";
 import { planStage, type StageEnd } from "./plan-stage.ts";
@@ -33,10 +34,12 @@ export function missingImages(
  */
 export function planBuild(
   dockerfile: Dockerfile,
-  options: PlanOptions,
+  asked: PlanOptions,
   images: ReadonlyMap<string, ImageConfig>,
 ): BuildPlan {
   const warnings: Warning[] = [...dockerfile.warnings];
+  const epoch = buildEpoch(dockerfile, global(dockerfile, asked, []), asked);
+  const options = withEpoch(asked, epoch);
   const globals = global(dockerfile, options, warnings);
   const graph = resolveGraph(dockerfile, globals, options, images);
   const ends = new Map<number, StageEnd>();
@@ -57,6 +60,7 @@ export function planBuild(
     stages,
     target: graph.target,
     images: [...graph.images.keys()],
+    epoch,
     warnings: heeded(dockerfile, options, warnings),
   };
 }

@@ -107,5 +107,7 @@ export interface BuildPlan {
   target: number;
   /** Keys of all images that are read (`imageKey`). */
   images: string[];
+  /** The time that image and files get, in seconds since 1970; null: as time goes. */
+  epoch: number | null;
   warnings: Warning[];
 }

@@ -124,6 +124,37 @@ test("an unchanged rebuild runs no step; a change runs from there on; other imag
   ]);
 });
 
+test("with SOURCE_DATE_EPOCH two hosts make one image, whenever they do and however old their files are", async () => {
+  const dockerfile = [
+    "FROM scratch",
+    "COPY busybox /bin/busybox",
+    'RUN ["/bin/busybox", "--install", "-s", "/bin"]',
+    "COPY a.txt /",
+    "RUN echo b > /b.txt; mkdir /d",
+    "WORKDIR /w",
+    "LABEL x=1",
+  ];
+  const args = { SOURCE_DATE_EPOCH: "1700000000" };
+  const build = (on: BuildWorker, seconds: number) => {
+    const mtime = { seconds, nanoseconds: 5 };
+    const files = [
+      entry("busybox", { content: busybox(), mode: 0o755, mtime }),
+      entry("a.txt", { content: "a", mtime }),
+    ];
+    return on.build("dated", dockerfile, files, { args });
+  };
+  const other = await startBuildWorker();
+  try {
+    const [one, two] = [await build(worker, 1_750_000_000), await build(other, 1_760_000_000)];
+    expect(one.error).toBeNull();
+    const times = [one.image?.config.created, ...(one.image?.config.history ?? []).map(({ created }) => created)];
+    expect(new Set(times)).toEqual(new Set(["2023-11-14T22:13:20.000Z"]));
+    expect(two.image?.digest).toBe(one.image?.digest);
+  } finally {
+    await other.stop();
+  }
+});
+
 test("a failed RUN says what, where, with which exit code, and how it ended", async () => {
   const answer = await worker.build("failing", [
     "FROM base",

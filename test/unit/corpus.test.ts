@@ -19,7 +19,7 @@ const base: ImageConfig = {
 function plans(text: string, args: Record<string, string> = {}): BuildPlan[] {
   const dockerfile = parseDockerfile(text);
   return dockerfile.stages.map(({ number }) => {
-    const options = { args, target: String(number), platform, buildPlatform: platform, labels: {} };
+    const options = { args, target: String(number), platform, buildPlatform: platform, labels: {}, contextTime: null };
     const images = new Map(missingImages(dockerfile, options, new Map()).map(({ key }) => [key, base]));
     return planBuild(dockerfile, options, images);
   });

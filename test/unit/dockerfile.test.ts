@@ -97,13 +97,14 @@ test("flags take quotes, and end at the first word that is none or at --", () =>
 });
 
 test("a hundred megabytes in one line, and ten thousand stages, fail at once with the line", () => {
-  const started = performance.now();
+  // Processor time: a busy machine is no slower at it.
+  const started = process.cpuUsage();
   expect(() => parseDockerfile(`FROM a\nRUN ${"x".repeat(100_000_000)}`)).toThrow(
     /:2:1: the line has 100000004 characters/,
   );
   expect(() => parseDockerfile("FROM a\n".repeat(10_000))).toThrow(/:1001:1: a Dockerfile may have up to 1000 stages/);
   expect(() => parseDockerfile("# x\n".repeat(2_000_000))).toThrow(/may have up to 4194304 characters/);
-  expect(performance.now() - started).toBeLessThan(2000);
+  expect(process.cpuUsage(started).user).toBeLessThan(2_000_000);
 });
 
 test("whatever the text: parsed and planned, or an error of ours, quickly", () => {
@@ -127,7 +128,14 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
     fc.string({ unit: "binary", maxLength: 200 }),
   );
   const platform = { os: "linux", architecture: "amd64" };
-  const options = { args: { x: "1" }, target: undefined, platform, buildPlatform: platform, labels: {} };
+  const options = {
+    args: { x: "1" },
+    target: undefined,
+    platform,
+    buildPlatform: platform,
+    labels: {},
+    contextTime: null,
+  };
   fc.assert(
     fc.property(text, (source) => {
       try {

@@ -12,6 +12,7 @@ const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
   platform,
   buildPlatform: platform,
   labels: {},
+  contextTime: null,
   ...more,
 });
 const image = (config: ImageConfig["config"] = {}): ImageConfig => ({
@@ -272,4 +273,47 @@ test("an empty base is explained", () => {
 test("repeated doubling of a value ends at the kernel's limit for one string", () => {
   const lines = ["FROM debian", "ENV a=0123456789", ...Array.from({ length: 40 }, () => "ENV a=$a$a")];
   expect(() => plan(lines)).toThrow(/has more than 131072 characters/);
+});
+
+test("SOURCE_DATE_EPOCH is given, defaulted, or the context's time, and a number where it is declared", () => {
+  const declared = ["ARG SOURCE_DATE_EPOCH=5", "FROM debian", "ARG SOURCE_DATE_EPOCH", "RUN x"];
+  expect(plan(["FROM debian"]).epoch).toBeNull();
+  expect(plan(["FROM debian"], { args: { SOURCE_DATE_EPOCH: "7" } }).epoch).toBe(7);
+  expect(plan(declared).epoch).toBe(5);
+  const dated = plan(declared, { args: { SOURCE_DATE_EPOCH: "context" }, contextTime: 9 });
+  expect(dated.epoch).toBe(9);
+  expect(step(dated, "run").env).toContain("SOURCE_DATE_EPOCH=9");
+  expect(plan(["FROM debian"], { args: { SOURCE_DATE_EPOCH: "context" } }).epoch).toBeNull();
+  expect(() => plan(["ARG SOURCE_DATE_EPOCH=today", "FROM debian"])).toThrow(/:1:1: .* seconds since 1970 or context/);
+});
+
+test("sources of ADD that are elsewhere", () => {
+  const remotes = (line: string) => step(plan(["FROM debian", line]), "copy").remotes;
+  expect(remotes("ADD https://h.example/a%20b.tar?x=1#f /d/")).toEqual([
+    { kind: "http", url: "https://h.example/a%20b.tar?x=1", name: "a b.tar", unpack: false },
+  ]);
+  expect(remotes("ADD --unpack=true https://h.example/ /d")).toMatchObject([{ name: "", unpack: true }]);
+  const git = { kind: "git", url: "https://h.example/r.git", ref: null, subdirectory: null, keepGitDir: false };
+  expect(remotes("ADD https://h.example/r.git /d")).toEqual([git]);
+  expect(remotes("ADD https://h.example/r.git#:docs/ /d")).toEqual([{ ...git, subdirectory: "docs" }]);
+  expect(remotes("ADD https://h.example/r.git?tag=v1&subdir=a /d")).toEqual([
+    { ...git, ref: "refs/tags/v1", subdirectory: "a" },
+  ]);
+  expect(remotes("ADD --keep-git-dir https://h.example/r.git#refs/pull/1/head /d")).toEqual([
+    { ...git, ref: "refs/pull/1/head", keepGitDir: true },
+  ]);
+});
+
+test.each([
+  ["ADD https://h.example /d/", /ends in no file name/],
+  ["ADD git@h.example:team/r.git /d", /by ssh are not supported/],
+  ["ADD https://h.example/r.git#a..b /d", /branch or tag/],
+  ["ADD https://h.example/r.git#main:../x /d", /without `\.\.`/],
+  ["ADD https://h.example/r.git?depth=1 /d", /are known/],
+  ["ADD --checksum=sha256:12 https://h.example/x /d", /must be sha256: and 64/],
+  ["ADD --checksum=sha256:12 https://h.example/r.git /d", /must be a commit id/],
+  ["ADD --checksum=abc x /d", /needs exactly one source, a URL/],
+])("%s is refused with its line", (line, message) => {
+  expect(() => plan(["FROM debian", line])).toThrow(message);
+  expect(() => plan(["FROM debian", line])).toThrow(/^Dockerfile:2:/);
 });

@@ -20,6 +20,8 @@ export interface Context {
   tree: ContextTree;
   files: number;
   bytes: number;
+  /** Time of the last change of an entry, in seconds since 1970. */
+  newest: number;
   close(): Promise<void>;
 }
 
@@ -39,15 +41,17 @@ export async function readContext(
     const tree = new ContextTree(spool);
     const writer = new SpoolWriter(spool, limits.bytes);
     let files = 0;
+    let newest = 0;
     for await (const entry of readTar(decompress(upload))) {
       if (++files > limits.entries) throw invalid(`it has more than ${limits.entries} entries`);
+      newest = Math.max(newest, entry.mtime.seconds);
       const components = checkedComponents(entry.path);
       const placed = await toContextEntry(entry, tree, writer);
       if (!tree.add(components, placed))
         throw invalid(`${showBytes(entry.path)} lies below something that is no directory`);
     }
     await writer.flush();
-    return { tree, files, bytes: writer.bytes, close: () => spool.close() };
+    return { tree, files, bytes: writer.bytes, newest, close: () => spool.close() };
   } catch (error) {
     await spool.close();
     if (error instanceof BerthError && error.code === "invalid_image") {

@@ -4,9 +4,9 @@ import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import type { HttpClient } from "../../image/http.ts";
-import type { LayerStore } from "../../image/layers.ts";
 import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { StepLayers } from "./dated-layers.ts";
 import type { FileTree } from "./file-entry.ts";
 
 /** What finished steps of the project made, by key. */
@@ -18,7 +18,7 @@ export interface StepCache {
 /** All that running a build needs of the host and of the database. */
 export interface BuildMeans {
   blobs: BlobStore;
-  layers: LayerStore;
+  layers: StepLayers;
   sandboxes: Sandboxes;
   cache: StepCache;
   /** The image with all its layers on this host. */

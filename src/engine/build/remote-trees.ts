@@ -65,7 +65,7 @@ export class RemoteTrees {
       offset: 0,
       sha256,
     });
-    return { tree, files: 1, bytes: sizeBytes, close: () => file.close() };
+    return { tree, files: 1, bytes: sizeBytes, newest: modified, close: () => file.close() };
   }
 
   #commit(source: RemoteSource & { kind: "git" }, checksum: string | null, signal: AbortSignal): Promise<Context> {

@@ -14,8 +14,9 @@ import { parsePlatform, platformOf } from "../../core/platform.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
-import { readContext } from "./context.ts";
+import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
+import { datedLayers } from "./dated-layers.ts";
 import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import { RemoteTrees } from "./remote-trees.ts";
@@ -51,13 +52,15 @@ export async function runBuild(
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();
-    const { plan, images, tree } = await plannedBuild(request, context.tree, means, signal);
+    const { plan, images, tree } = await plannedBuild(request, context, means, signal);
     for (const { check, message, at } of plan.warnings) {
       report.line(0, "info", `#0 warning: ${message} (line ${at.line}, ${check})`);
     }
     report.plan(plan.stages);
+    const { epoch } = plan;
     const state = {
-      means,
+      means: epoch === null ? means : { ...means, layers: datedLayers(means.layers, epoch) },
+      epoch,
       build,
       report,
       context: tree,
@@ -77,7 +80,7 @@ export async function runBuild(
 /** Reads the Dockerfile, fetches the images it needs, and plans. */
 async function plannedBuild(
   request: BuildRequest,
-  tree: ContextTree,
+  { tree, newest }: Context,
   means: BuildMeans,
   signal: AbortSignal,
 ): Promise<{ plan: BuildPlan; images: Map<string, Image>; tree: ContextTree }> {
@@ -87,7 +90,9 @@ async function plannedBuild(
   const platform = request.platform === undefined ? buildPlatform : parsePlatform(request.platform, buildPlatform);
   if (platform === null) throw new BerthError("invalid_request", `${JSON.stringify(request.platform)} is no platform.`);
   const { args, labels, target } = request;
-  const options: PlanOptions = { args, labels, target, platform, buildPlatform };
+  // All files of a commit have its time; those of an upload say little.
+  const contextTime = request.source.kind === "git" ? newest : null;
+  const options: PlanOptions = { args, labels, target, platform, buildPlatform, contextTime };
   const images = new Map<string, Image>();
   const configs = () => new Map([...images].map(([key, image]) => [key, image.config]));
   for (let missing = missingImages(dockerfile, options, configs()); missing.length > 0; ) {

@@ -3,10 +3,10 @@ import type { RunStep } from "../../build/step.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Layer } from "../../core/image.ts";
 import { type LayerEntry, noContent, noXattrs, toByteString } from "../../image/layer-entry.ts";
-import type { LayerStore } from "../../image/layers.ts";
 import { readUpper } from "../../image/upper.ts";
 import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { StepLayers } from "./dated-layers.ts";
 import type { BuildIdentity } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 
@@ -27,7 +27,7 @@ const maxLineLength = 16_384;
 export async function runStep(
   step: RunStep,
   layers: readonly Layer[],
-  means: { layers: LayerStore; sandboxes: Sandboxes; scratch: string },
+  means: { layers: StepLayers; sandboxes: Sandboxes; scratch: string },
   build: BuildIdentity,
   report: BuildReport,
   signal: AbortSignal,
@@ -121,7 +121,7 @@ function failure(step: RunStep, end: ReturnType<Sandboxes["probe"]>, last: reado
 }
 
 /** The script of a heredoc as a layer of its own: it is there while the step runs, and in no image. */
-function scriptLayer(layers: LayerStore, script: NonNullable<RunStep["script"]>): Promise<Layer> {
+function scriptLayer(layers: StepLayers, script: NonNullable<RunStep["script"]>): Promise<Layer> {
   const bytes = Buffer.from(script.content);
   const path = toByteString(script.path.slice(1));
   const common = { uid: 0, gid: 0, mtime: { seconds: 0, nanoseconds: 0 }, target: "", xattrs: noXattrs };

@@ -50,7 +50,8 @@ async function runStage(stage: StagePlan, base: FinishedStage | undefined, state
   const layers = [...(base?.layers ?? image?.layers ?? [])];
   const results = new Map<number, StepResult>();
   // An instruction that makes no layer is as old as what it stands on: an unchanged build gives the same image.
-  let created = baseConfig?.created ?? new Date(0).toISOString();
+  const dated = state.epoch === null ? undefined : new Date(state.epoch * 1000).toISOString();
+  let created = dated ?? baseConfig?.created ?? new Date(0).toISOString();
   for (const [position, step] of stage.steps.entries()) {
     state.signal.throwIfAborted();
     state.report.begin(step.index, `[${stage.name} ${position + 1}/${stage.steps.length}] ${step.instruction}`);
@@ -59,9 +60,9 @@ async function runStage(stage: StagePlan, base: FinishedStage | undefined, state
         step.kind === "from" || step.kind === "meta"
           ? { layer: null, created, cached: false }
           : await layerOf(state, step, layers);
-      created = result.created;
+      created = dated ?? result.created;
       if (result.layer !== null) layers.push(result.layer);
-      results.set(step.index, result);
+      results.set(step.index, { ...result, created });
       state.report.end(step.index, { status: "succeeded", cached: result.cached });
     } catch (error) {
       state.report.end(step.index, { status: state.signal.aborted ? "cancelled" : "failed" });

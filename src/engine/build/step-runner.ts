@@ -34,6 +34,8 @@ export interface BuildState {
   stages: ReadonlyMap<number, readonly Layer[]>;
   /** Do not look for earlier results; those of this build are kept all the same. */
   noCache: boolean;
+  /** As `BuildPlan.epoch`; the layers of `means` have it. */
+  epoch: number | null;
   /** Bounds how many programs run at once. */
   running: Slots;
 }
@@ -49,7 +51,7 @@ export async function layerOf(
   const { cache } = state.means;
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
-    const key = stepKey(chainKey(below), step, await content());
+    const key = stepKey(chainKey(below), step, await content(), state.epoch);
     const known = state.noCache ? null : await usable(state, key);
     if (known !== null) {
       for (const other of keys) await cache.keep(other, known);
