@@ -1,3 +1,4 @@
+import { type ApiAccess, transportOf } from "../core/api-access.ts";
 import type { BlobPlace, BucketCredentials } from "../core/blob-store.ts";
 import type { BlobStore, Claim, ClusterStore } from "./blobs.ts";
 import { Bucket } from "./bucket.ts";
@@ -30,20 +31,12 @@ export function openClusterStore(
   return new BucketBlobs(new FileBlobs(near, claim), bucket, retry, claim);
 }
 
-/** How a host that has joined reaches the API's internal listener. */
-export interface ApiAccess {
-  /** Base URL, http or https. */
-  url: string;
-  /** What the host proves itself with. */
-  credential: string;
-  /** Certificates (PEM) of authorities to trust; null: those that Node trusts. */
-  ca: string | null;
-}
-
 /** The cluster's store, for a worker away from the API; `near` as above. */
 export function openHostStore(api: ApiAccess, near: string): BlobStore {
   const retry = new Retry();
-  const http = new HttpClient(anywhere, idleMs, api.ca);
-  const far = new HostBlobs({ api: new URL(api.url), credential: api.credential, http, retry });
+  const { url, tls } = transportOf(api);
+  const http = new HttpClient(anywhere, idleMs, tls);
+  const elsewhere = new HttpClient(anywhere, idleMs);
+  const far = new HostBlobs({ api: url, credential: api.credential, http, elsewhere, retry });
   return new CachedBlobs(new FileBlobs(near), far, retry);
 }

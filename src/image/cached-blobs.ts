@@ -14,6 +14,8 @@ export class CachedBlobs implements BlobStore {
   protected readonly near: FileBlobs;
   readonly #far: FarBlobs;
   readonly #retry: Retry;
+  /** What is being sent, by digest: of several writers of one blob one sends it, and it stays here meanwhile. */
+  readonly #sending = new Map<string, Promise<void>>();
 
   constructor(near: FileBlobs, far: FarBlobs, retry: Retry) {
     this.near = near;
@@ -52,12 +54,16 @@ export class CachedBlobs implements BlobStore {
 
   async tidy(olderThanMs: number): Promise<void> {
     await this.near.tidy(olderThanMs);
-    await this.near.deleteOlder(olderThanMs);
+    await this.near.deleteOlder(olderThanMs, this.#sending);
   }
 
   /** Sends what is in the directory to where blobs are kept. */
   protected async forward(blob: StoredBlob): Promise<void> {
-    await this.#far.send({ ...blob, open: (range) => this.near.open(blob.digest, range) });
+    const { digest } = blob;
+    const send = () => this.#far.send({ ...blob, open: (range) => this.near.open(digest, range) });
+    const sent = this.#sending.get(digest) ?? send().finally(() => this.#sending.delete(digest));
+    this.#sending.set(digest, sent);
+    await sent;
   }
 
   async #openNear(digest: string, range?: ByteRange): Promise<Readable | null> {

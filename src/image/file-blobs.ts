@@ -116,10 +116,10 @@ export class FileBlobs implements ClusterStore {
     await removeOld(this.#uploads, olderThanMs);
   }
 
-  /** Removes blobs that were stored so long ago. */
-  async deleteOlder(olderThanMs: number): Promise<void> {
+  /** Removes blobs that were stored so long ago, except those with these digests. */
+  async deleteOlder(olderThanMs: number, except: ReadonlyMap<string, unknown>): Promise<void> {
     await this.#prepare();
-    await removeOld(this.#blobs, olderThanMs);
+    await removeOld(this.#blobs, olderThanMs, (name) => except.has(`sha256:${name}`));
   }
 
   #path(digest: string): string {
@@ -169,8 +169,13 @@ async function openBlob(path: string): Promise<FileHandle | null> {
   }
 }
 
-async function removeOld(directory: string, olderThanMs: number): Promise<void> {
+async function removeOld(
+  directory: string,
+  olderThanMs: number,
+  except: (name: string) => boolean = () => false,
+): Promise<void> {
   for (const name of await readdir(directory)) {
+    if (except(name)) continue;
     const path = join(directory, name);
     const written = await stat(path).catch(() => null);
     if (written !== null && Date.now() - written.mtimeMs > olderThanMs) await rm(path, { force: true });

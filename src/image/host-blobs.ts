@@ -27,6 +27,8 @@ export interface HostBlobsOptions {
   /** What this host proves itself with. */
   credential: string;
   http: HttpClient;
+  /** For the places that the listener points to. */
+  elsewhere: HttpClient;
   retry: Retry;
 }
 
@@ -51,7 +53,7 @@ export class HostBlobs implements FarBlobs {
     if (response.statusCode === 307) {
       response.resume();
       const url = new URL(response.headers.location ?? "", this.#options.api);
-      response = await this.#send({ method: "GET", url, headers, signal });
+      response = await this.#send({ method: "GET", url, headers, signal }, this.#options.elsewhere);
     }
     return answeredBytes(response, headers, failure);
   }
@@ -63,7 +65,8 @@ export class HostBlobs implements FarBlobs {
       if (answer.state === "upload") return this.#upload(blob, answer.offset);
       const body = { bytes: blob.sizeBytes, open: () => blob.open({ start: 0 }) };
       const url = new URL(answer.url);
-      await finished(await this.#send({ method: "PUT", url, headers: answer.headers, body, signal: this.#never }));
+      const request = { method: "PUT", url, headers: answer.headers, body, signal: this.#never } as const;
+      await finished(await this.#send(request, this.#options.elsewhere));
     });
   }
 
@@ -97,9 +100,9 @@ export class HostBlobs implements FarBlobs {
     return this.#send({ ...rest, url: new URL(`/internal/blobs/${digest}`, api), headers: authorized, signal });
   }
 
-  async #send(request: HttpRequest): Promise<IncomingMessage> {
+  async #send(request: HttpRequest, http = this.#options.http): Promise<IncomingMessage> {
     try {
-      return await this.#options.http.send(request);
+      return await http.send(request);
     } catch (error) {
       throw passingUnlessOurs(error, request.signal);
     }

@@ -1,6 +1,7 @@
 import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { pipeline, type Readable } from "node:stream";
+import type { Transport } from "../core/api-access.ts";
 import { BerthError, toBerthError } from "../core/errors.ts";
 import type { OutboundPolicy } from "./outbound.ts";
 
@@ -33,12 +34,12 @@ export class HttpClient {
 
   /**
    * @param idleMs How long a connection may take to open, and then be silent, before it is given up.
-   * @param ca Certificates (PEM) of authorities to trust; null: those that Node trusts.
+   * @param tls Options of https connections.
    */
-  constructor(policy: OutboundPolicy, idleMs: number, ca: string | null = null) {
+  constructor(policy: OutboundPolicy, idleMs: number, tls: Transport["tls"] = {}) {
     this.#policy = policy;
     this.#idleMs = idleMs;
-    this.#https = new HttpsAgent({ keepAlive: true, maxSockets: 16, ...(ca === null ? {} : { ca }) });
+    this.#https = new HttpsAgent({ keepAlive: true, maxSockets: 16, ...tls });
   }
 
   /**

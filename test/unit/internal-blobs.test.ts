@@ -194,6 +194,24 @@ describe("a host's store", () => {
     expect(read).toHaveBeenCalledTimes(2);
   });
 
+  test("sends a blob once for all who store it at the same time, and keeps it meanwhile", async () => {
+    const { promise: held, resolve: release } = Promise.withResolvers<void>();
+    const receive = vi.spyOn(store, "receive").mockImplementationOnce(async (source, blob) => {
+      await held;
+      return FileBlobs.prototype.receive.call(store, source, blob);
+    });
+    const puts = [1, 2, 3].map(() => host.put(chunked(content, 70_000), { maxBytes: 1e9 }));
+    await vi.waitFor(() => expect(receive).toHaveBeenCalledTimes(1));
+    await vi.waitFor(async () => expect(await readdir(join(directory, "host/tmp"))).toEqual([]));
+    await host.tidy(-1);
+    expect(await readdir(join(directory, "host/sha256"))).toEqual([digest.slice(7)]);
+    release();
+    await Promise.all(puts);
+    expect(receive).toHaveBeenCalledTimes(1);
+    await host.tidy(-1);
+    expect(await readdir(join(directory, "host/sha256"))).toEqual([]);
+  });
+
   test("goes on where sending broke off", async () => {
     // The connection of the offer is kept for what is sent, so that both are cut off together.
     proxy.cutNext({ sent: 1_000_000 }, { sent: 1_200_000 });
