@@ -4,7 +4,7 @@ import { newId } from "../core/ids.ts";
 import { seal } from "../core/keys.ts";
 import { formatReference } from "../core/reference.ts";
 import { allows } from "../core/roles.ts";
-import type { SourceBuild } from "../core/source.ts";
+import type { SourceBuild, SourceProvider } from "../core/source.ts";
 import { newWebhookSecret } from "../core/webhook-signature.ts";
 import { appendEvent } from "../db/events.ts";
 import { lock, type Tx, transact, violation } from "../db/scope.ts";
@@ -14,7 +14,9 @@ import {
   findSource,
   insertSource,
   listSources,
+  lockSource,
   replaceSecret,
+  type SourceFields,
   type SourceRow,
   updateSource,
 } from "../db/sources.ts";
@@ -31,7 +33,7 @@ const tag = "Sources";
 export const sourceParam = idParam("source", "id or name");
 
 /** Of one project. */
-export const maxSources = 200;
+const maxSources = 200;
 
 const create = operation({
   method: "post",
@@ -76,7 +78,7 @@ const update = operation({
   summary: "Change a source",
   description:
     "What is given takes the place of what was there, as a whole; builds that have begun stay as they are. With another `url` " +
-    "nothing counts as built.",
+    "nothing counts as built; with one of another host the credentials are gone, unless `auth` comes with it.",
   request: { params: sourceParam, body: body(SourceUpdate) },
   responses: { 200: json(Source, "The source as it is now") },
   errors: ["not_found", "invalid_reference", "name_taken", "invalid_state"],
@@ -138,6 +140,36 @@ export function buildOf(c: Request, name: string, asked: z.infer<typeof SourceBu
 const sealedFor = (services: Services, id: string, auth: object | null) =>
   auth === null ? null : seal(services.secretKey, `auth:${id}`, JSON.stringify(auth));
 
+/**
+ * Adds a source, with a secret for its webhook.
+ * @throws BerthError `quota_exceeded`; a name that is taken fails on the constraint `sources_project_id_name_key`
+ */
+export async function addSource(
+  tx: Tx,
+  services: Services,
+  projectId: string,
+  provider: SourceProvider,
+  { auth, ...fields }: Omit<SourceFields, "authSealed"> & { auth: object | null },
+): Promise<{ id: string; secret: string }> {
+  await lock(tx, `sources:${projectId}`);
+  if ((await countSources(tx, projectId)) >= maxSources) {
+    throw new BerthError("quota_exceeded", `A project has at most ${String(maxSources)} sources.`);
+  }
+  const id = newId("source");
+  const secret = newWebhookSecret();
+  await insertSource(tx, {
+    ...fields,
+    id,
+    projectId,
+    provider,
+    secretSealed: seal(services.secretKey, `secret:${id}`, secret),
+    authSealed: sealedFor(services, id, auth),
+  });
+  const { name, url } = fields;
+  await appendEvent(tx, { projectId, type: "source.created", subjectId: id, data: { name, provider, url } });
+  return { id, secret };
+}
+
 /** @throws BerthError `name_taken` for the constraint on names; other errors as they are. */
 function nameTaken(name: string | undefined): (error: unknown) => never {
   return (error) => {
@@ -159,27 +191,15 @@ export function addSources(app: App, services: Services): void {
       services,
       c,
       async (tx) => {
-        await lock(tx, `sources:${projectId}`);
-        if ((await countSources(tx, projectId)) >= maxSources) {
-          throw new BerthError("quota_exceeded", `A project has at most ${String(maxSources)} sources.`);
-        }
-        const id = newId("source");
-        const secret = newWebhookSecret();
-        await insertSource(tx, {
-          id,
-          projectId,
+        const { id, secret } = await addSource(tx, services, projectId, provider, {
           name,
-          provider,
           url: asked.url ?? null,
           branches: [...new Set(asked.branches)],
           subdirectory: asked.subdirectory ?? null,
           build,
           deploy,
-          secretSealed: seal(secretKey, `secret:${id}`, secret),
-          authSealed: sealedFor(services, id, asked.auth ?? null),
+          auth: asked.auth ?? null,
         });
-        const data = { name, provider, url: asked.url ?? null };
-        await appendEvent(tx, { projectId, type: "source.created", subjectId: id, data });
         return shownWithSecret(services, c, await reread(tx, c, id), secret);
       },
       { secret: true },
@@ -209,27 +229,15 @@ export function addSources(app: App, services: Services): void {
   app.openapi(update, async (c) => {
     const { projectId } = c.var.scope;
     const change = c.req.valid("json");
-    const before = await requireSource(services, c, c.req.valid("param").id);
-    const { id } = before;
-    if (before.url === null && change.url !== undefined) {
-      throw new BerthError("invalid_state", "The source is pushed to Berth itself; it has no URL.");
-    }
-    const name = change.name ?? before.name;
-    const fields = {
-      name,
-      url: change.url ?? before.url,
-      branches: change.branches === undefined ? before.branches : [...new Set(change.branches)],
-      subdirectory: change.subdirectory === undefined ? before.subdirectory : change.subdirectory,
-      build: change.build === undefined ? before.build : buildOf(c, name, change.build),
-      deploy: changed(change.deploy, before.deploy, deployTemplate),
-      authSealed: changed(change.auth, before.authSealed, (auth) => sealedFor(services, id, auth)),
-    };
+    const { id } = await requireSource(services, c, c.req.valid("param").id);
     const row = await transact(sql, c.var.scope, async (tx) => {
-      await updateSource(tx, projectId, id, fields);
+      const before = await lockSource(tx, c.var.scope, id);
+      if (before === null) throw notFound("source");
+      await updateSource(tx, before, changedFields(services, c, before, change));
       const data = { fields: Object.keys(change) };
       await appendEvent(tx, { projectId, type: "source.updated", subjectId: id, data });
       return reread(tx, c, id);
-    }).catch(nameTaken(name));
+    }).catch(nameTaken(change.name));
     return c.json(shown(services, c, row), 200);
   });
 
@@ -237,6 +245,7 @@ export function addSources(app: App, services: Services): void {
     const { projectId } = c.var.scope;
     const { id, name } = await requireSource(services, c, c.req.valid("param").id);
     await transact(sql, c.var.scope, async (tx) => {
+      if ((await lockSource(tx, c.var.scope, id)) === null) throw notFound("source");
       await deleteSource(tx, projectId, id);
       await appendEvent(tx, { projectId, type: "source.removed", subjectId: id, data: { name } });
     });
@@ -260,6 +269,34 @@ export function addSources(app: App, services: Services): void {
     );
     return c.json(made, 200);
   });
+}
+
+/** A source as a PATCH leaves it. @throws BerthError `invalid_state`, `invalid_request`, `invalid_reference` */
+function changedFields(
+  services: Services,
+  c: Request,
+  before: SourceRow,
+  change: z.infer<typeof SourceUpdate>,
+): SourceFields {
+  if (before.url === null && change.url !== undefined) {
+    throw new BerthError("invalid_state", "The source is pushed to Berth itself; it has no URL.");
+  }
+  const name = change.name ?? before.name;
+  return {
+    name,
+    url: change.url ?? before.url,
+    branches: change.branches === undefined ? before.branches : [...new Set(change.branches)],
+    subdirectory: change.subdirectory === undefined ? before.subdirectory : change.subdirectory,
+    build: change.build === undefined ? before.build : buildOf(c, name, change.build),
+    deploy: changed(change.deploy, before.deploy, deployTemplate),
+    authSealed: changed(change.auth, keptAuth(before, change.url), (auth) => sealedFor(services, before.id, auth)),
+  };
+}
+
+/** Credentials stay with the host that they were given for: who may change the URL must not get to read them so. */
+function keptAuth({ url, authSealed }: SourceRow, to: string | undefined): string | null {
+  const same = url === null || to === undefined || new URL(url).origin === new URL(to).origin;
+  return same ? authSealed : null;
 }
 
 /** A field of a PATCH: kept when it is not given, gone when it is null. */

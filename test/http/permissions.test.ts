@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { parse } from "yaml";
+import { newId } from "../../src/core/ids.ts";
 import { allows, type Role, roles } from "../../src/core/roles.ts";
 import { permissions } from "../../src/routes/permissions.ts";
 import { ask, createApi, type Problem, type TestApi, type TestProject } from "../support/api.ts";
@@ -29,7 +30,16 @@ let api: TestApi;
 let mine: TestProject;
 let theirs: TestProject;
 /** What the other project has, by the path parameter that names it. */
-const foreign = { container: "", port: "", build: "", job: "", token: "", source: "", delivery: "" };
+const foreign = {
+  container: "",
+  port: "",
+  build: "",
+  job: "",
+  token: "",
+  source: "",
+  delivery: "",
+  deployment: newId("deployment"),
+};
 const digest = `sha256:${"b".repeat(64)}`;
 
 beforeAll(async () => {
@@ -69,6 +79,9 @@ beforeAll(async () => {
   ).body.id;
   await api.database.owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
     values (${theirs.id}, ${digest}, 'm', '{}', '{}', '[]', 1)`;
+  await api.database.owner`
+    insert into deployments (id, project_id, source_id, image_digest, template)
+    values (${foreign.deployment}, ${theirs.id}, ${foreign.source}, ${digest}, '{}')`;
 });
 afterAll(() => api.close());
 
