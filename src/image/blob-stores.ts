@@ -31,9 +31,15 @@ export function openClusterStore(
   return new BucketBlobs(new FileBlobs(near, claim), bucket, retry, claim);
 }
 
-/** The cluster's store, for a worker away from the API; `near` as above. */
-export function openHostStore(api: ApiAccess, near: string): BlobStore {
-  const retry = new Retry();
+/**
+ * The cluster's store, for a worker away from the API; `near` as above. It waits half a minute for an API that is being
+ * started again: who needs a blob can do nothing else.
+ */
+export function openHostStore(
+  api: ApiAccess,
+  near: string,
+  retry: Retry = new Retry({ attempts: 8, firstDelayMs: 250 }),
+): BlobStore {
   const { url, tls } = transportOf(api);
   const http = new HttpClient(anywhere, idleMs, tls);
   const elsewhere = new HttpClient(anywhere, idleMs);

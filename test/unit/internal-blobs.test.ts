@@ -10,6 +10,7 @@ import { openHostStore } from "../../src/image/blob-stores.ts";
 import type { BlobStore } from "../../src/image/blobs.ts";
 import { digestOf } from "../../src/image/digest.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
+import { Retry } from "../../src/image/retry.ts";
 import { type CutProxy, startCutProxy } from "../support/cut-proxy.ts";
 import { chunked, collect, gather } from "../support/image.ts";
 import { type InternalListener, startInternalListener } from "../support/internal-listener.ts";
@@ -17,6 +18,7 @@ import { makeTls } from "../support/tls.ts";
 
 const content = randomBytes(3_000_000);
 const digest = digestOf(content);
+const retry = new Retry({ attempts: 4, firstDelayMs: 20 });
 const hosts = { "key-a": "hst_a", "key-b": "hst_b" };
 
 let directory: string;
@@ -168,7 +170,7 @@ describe("a host's store", () => {
   beforeEach(async () => {
     proxy = await startCutProxy(api.port);
     const url = `http://127.0.0.1:${String(proxy.port)}`;
-    host = openHostStore({ url, credential: "key-a", ca: null }, join(directory, "host"));
+    host = openHostStore({ url, credential: "key-a", ca: null }, join(directory, "host"), retry);
   });
   afterEach(async () => {
     await proxy.close();
@@ -277,7 +279,7 @@ test("over TLS the authority decides whom a host speaks to", async () => {
   const tls = await startInternalListener(store, hosts, { cert: cert ?? "", key: secret ?? "" });
   try {
     const host = (trusted: string | null) =>
-      openHostStore({ url: tls.url, credential: "key-a", ca: trusted }, join(directory, "host"));
+      openHostStore({ url: tls.url, credential: "key-a", ca: trusted }, join(directory, "host"), retry);
     await host(ca ?? "").put(Readable.from([content]), { maxBytes: 1e9 });
     expect(await store.size(digest)).toBe(content.length);
     await expect(host(null).size(digest)).rejects.toMatchObject({ code: "blob_store_error" });
