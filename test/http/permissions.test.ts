@@ -201,6 +201,7 @@ function unknownPath({ path }: Operation): string {
     project: "prj",
     host: "hst",
     source: "src",
+    deployment: "dep",
   };
   return path
     .replace("{tokenId}", `tok_${"0".repeat(20)}`)
