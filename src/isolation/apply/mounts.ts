@@ -152,8 +152,8 @@ export class Mounts {
         attach(overlay(layers.toReversed(), writable, attributes), target);
         return;
       } catch (error) {
-        // What kernels before 6.13 say to a descriptor, and those before 6.5 to `lowerdir+`.
-        if (!hasCode(error, "EINVAL") || !mustUsePaths(layers)) throw error;
+        // What kernels before 6.13 say to a descriptor, and those before 6.5 to any option of overlayfs that is one.
+        if (!hasCode(error, "EINVAL", "ENOTSUP") || !mustUsePaths(layers)) throw error;
         this.#layersByDescriptor = false;
       }
     }
@@ -211,7 +211,7 @@ function mustUsePaths(layers: readonly number[]): boolean {
     closeSync(overlay([one, one], [], MOUNT_ATTR_RDONLY));
     return false;
   } catch (error) {
-    return hasCode(error, "EINVAL");
+    return hasCode(error, "EINVAL", "ENOTSUP");
   }
 }
 
