@@ -14,8 +14,8 @@ export interface SourcePayload {
   again?: true;
   /** The job of the build that may come of it. */
   buildJobId: string;
-  /** The repository's credentials, sealed for this job and for the build's (`jobSealPurpose`). */
-  auth?: { read: string; build: string };
+  /** Credentials, sealed for this job and for the build's (`jobSealPurpose`), and the origin that they are for alone. */
+  auth?: { origin: string; read: string; build: string };
 }
 
 export const deliveryStatuses = ["received", "ignored", "building", "built", "failed"] as const;

@@ -153,12 +153,13 @@ async function payloadFor(
   asked: Asked,
 ): Promise<SourcePayload & Record<string, unknown>> {
   const buildJobId = newId("job");
-  const [row] = await tx<
-    { sealed: string | null }[]
-  >`select auth_sealed as sealed from sources where id = ${source.id}`;
-  if (row === undefined || row.sealed === null) return { ...asked, buildJobId };
+  const [row] = await tx<{ url: string | null; sealed: string | null }[]>`
+    select url, auth_sealed as sealed from sources where id = ${source.id}`;
+  if (row === undefined || row.url === null || row.sealed === null) return { ...asked, buildJobId };
   const { secretKey } = source;
-  const auth = open(secretKey, `auth:${source.id}`, row.sealed);
-  const sealedFor = (kind: "source" | "build", id: string) => seal(secretKey, jobSealPurpose({ kind, id }), auth);
-  return { ...asked, buildJobId, auth: { read: sealedFor("source", jobId), build: sealedFor("build", buildJobId) } };
+  const text = open(secretKey, `auth:${source.id}`, row.sealed);
+  const sealedFor = (kind: "source" | "build", id: string) => seal(secretKey, jobSealPurpose({ kind, id }), text);
+  const { origin } = new URL(row.url);
+  const auth = { origin, read: sealedFor("source", jobId), build: sealedFor("build", buildJobId) };
+  return { ...asked, buildJobId, auth };
 }

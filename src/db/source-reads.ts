@@ -34,7 +34,8 @@ export interface Reading {
  * the job's lease is lost. Nothing was written then.
  */
 export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Promise<Reading> {
-  const { ref, again, buildJobId, auth } = job.payload as unknown as SourcePayload;
+  const { ref, again, buildJobId, auth: sealed } = job.payload as unknown as SourcePayload;
+  const auth = sealed?.origin === new URL(read.url).origin ? { auth: sealed.build } : {};
   const source = { id: job.subjectId ?? "", projectId: job.projectId };
   return sql.begin(async (tx) => {
     await lockHead(tx, source, ref);
@@ -54,7 +55,7 @@ export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Pr
     const made = await buildHead(
       tx,
       { ...source, build },
-      { ref, context, again: again === true, job: { id: buildJobId, ...(auth && { auth: auth.build }) } },
+      { ref, context, again: again === true, job: { id: buildJobId, ...auth } },
     );
     const told = await tx<{ id: string }[]>`
       update deliveries set status = ${made.started ? "building" : "ignored"}, build_id = ${made.buildId},

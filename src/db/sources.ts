@@ -84,15 +84,21 @@ export async function insertSource(
       ${source.secretSealed}, ${source.authSealed})`;
 }
 
-/** Changes a source to what is given. Of another repository nothing was built yet. */
-export async function updateSource(tx: Tx, projectId: string, id: string, source: SourceFields): Promise<void> {
-  const [before] = await tx<{ url: string | null }[]>`select url from sources where id = ${id} for update`;
+/** The source, which nothing else changes or removes until the transaction ends; null when the project has none. */
+export async function lockSource(tx: Tx, scope: Scope, id: string): Promise<SourceRow | null> {
+  await tx`select 1 from sources where project_id = ${scope.projectId} and id = ${id} for update`;
+  return findSource(tx, scope, id);
+}
+
+/** Changes a source that is locked to what is given. Of another repository nothing was built yet. */
+export async function updateSource(tx: Tx, before: SourceRow, source: SourceFields): Promise<void> {
+  const { id } = before;
   await tx`
     update sources set name = ${source.name}, url = ${source.url}, branches = ${source.branches},
       subdirectory = ${source.subdirectory}, build = ${JSON.stringify(source.build)}::text::jsonb,
       deploy = ${json(source.deploy)}::text::jsonb, auth_sealed = ${source.authSealed}
-    where project_id = ${projectId} and id = ${id}`;
-  if (before?.url !== source.url) await tx`delete from source_heads where source_id = ${id}`;
+    where id = ${id}`;
+  if (before.url !== source.url) await tx`delete from source_heads where source_id = ${id}`;
 }
 
 const json = (value: object | null) => (value === null ? null : JSON.stringify(value));
@@ -102,9 +108,8 @@ export async function replaceSecret(tx: Tx, projectId: string, id: string, secre
   await tx`update sources set secret_sealed = ${secretSealed} where project_id = ${projectId} and id = ${id}`;
 }
 
-/** Removes a source with what was told of it; what waits to be read of it is cancelled. Its builds stay. */
+/** Removes a source that is locked, with what was told of it; what waits to be read of it is cancelled. Its builds stay. */
 export async function deleteSource(tx: Tx, projectId: string, id: string): Promise<void> {
-  await tx`select 1 from sources where project_id = ${projectId} and id = ${id} for update`;
   await tx`
     update jobs set status = 'cancelled', finished_at = now()
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;

@@ -7,7 +7,7 @@ import { type ClaimedJob, claimJobs, settleJobs, takeLost } from "../../src/db/l
 import * as schema from "../../src/db/schema.ts";
 import { transact } from "../../src/db/scope.ts";
 import { recordRead } from "../../src/db/source-reads.ts";
-import { deleteSource, insertSource, updateSource } from "../../src/db/sources.ts";
+import { deleteSource, insertSource, lockSource, updateSource } from "../../src/db/sources.ts";
 import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
@@ -105,9 +105,10 @@ describe("a ref that was read", () => {
     await deliver("1");
     const job = await claimOne();
     await expect(read({ ...job, epoch: job.epoch - 1 }, "c1")).rejects.toMatchObject({ code: "unavailable" });
-    await transact(db.api, asApi, (tx) =>
-      updateSource(tx, projectId, id, { ...fields(), url: "https://other.example" }),
-    );
+    await transact(db.api, asApi, async (tx) => {
+      const before = await lockSource(tx, asApi, id);
+      if (before !== null) await updateSource(tx, before, { ...fields(), url: "https://other.example" });
+    });
     await expect(read(job, "c1")).rejects.toMatchObject({ code: "unavailable", retryable: true });
     expect(await builds()).toEqual([]);
     expect(await read(job, "c1", "https://other.example")).toMatchObject({ started: true });

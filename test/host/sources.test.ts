@@ -216,6 +216,22 @@ test("a private repository is read and built with the source's credentials, whic
   await nothingKnows("hunter");
 });
 
+test("credentials don't follow a source to another host, not even those of a read that waits already", async () => {
+  const web = await create({ url: url("/private.git"), auth: gitLogin });
+  await host.stop();
+  const begun = await notify({ of: web });
+  const elsewhere = url("/private.git").replace("127.0.0.1", "localhost");
+  await host.ask("PATCH", `/v1/sources/${web.id}`, { url: elsewhere });
+  await host.start();
+  // With them it would be built: it is the same server by another name.
+  expect(await ended(begun, web)).toMatchObject({
+    status: "failed",
+    detail: `The git repository "${elsewhere}" does not exist, or asks for credentials.`,
+  });
+  await host.ask("PATCH", `/v1/sources/${web.id}`, { auth: gitLogin });
+  expect(await ended(await notify({ of: web }), web)).toMatchObject({ status: "built" });
+});
+
 test("a build of a private repository takes credentials of its own", async () => {
   const build = (auth?: object) =>
     host.ask<Build>(

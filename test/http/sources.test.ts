@@ -89,6 +89,12 @@ describe("a source", () => {
     const all = [body, await row(), (await call("GET", "/v1/sources")).body, (await call("GET", "/v1/events")).body];
     expect(JSON.stringify(all) + api.logged.join("")).not.toContain("hunter2");
     expect((await call("PATCH", "/v1/sources/web", { branches: ["main"] })).body.hasAuth).toBe(true);
+    expect((await call("PATCH", "/v1/sources/web", { url: "https://git.example/other.git" })).body.hasAuth).toBe(true);
+    // Of another host they are none: it could keep them.
+    for (const other of ["https://evil.example/x.git", "http://git.example/x.git", "https://git.example:444/x.git"]) {
+      expect((await call("PATCH", "/v1/sources/web", { url: other })).body.hasAuth, other).toBe(false);
+      expect((await call("PATCH", "/v1/sources/web", { url, auth })).body.hasAuth).toBe(true);
+    }
     expect((await call("PATCH", "/v1/sources/web", { auth: null })).body.hasAuth).toBe(false);
   });
 

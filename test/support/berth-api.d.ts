@@ -123,7 +123,7 @@ export interface paths {
         head?: never;
         /**
          * Change a source
-         * @description What is given takes the place of what was there, as a whole; builds that have begun stay as they are. With another `url` nothing counts as built.
+         * @description What is given takes the place of what was there, as a whole; builds that have begun stay as they are. With another `url` nothing counts as built; with one of another host the credentials are gone, unless `auth` comes with it.
          */
         patch: operations["updateSource"];
         trace?: never;
@@ -1139,6 +1139,15 @@ export interface components {
             labels: {
                 [key: string]: string;
             };
+            /**
+             * @example {
+             *       "base": "docker-image://debian:12-slim"
+             *     }
+             */
+            contexts: {
+                [key: string]: string;
+            };
+            warnings: components["schemas"]["BuildWarning"][];
             steps: components["schemas"]["BuildStep"][];
             error: components["schemas"]["ShownError"];
             /** Format: date-time */
@@ -1147,6 +1156,15 @@ export interface components {
             startedAt: string | null;
             /** Format: date-time */
             finishedAt: string | null;
+        };
+        BuildWarning: {
+            /**
+             * @description The name of a build check.
+             * @example JSONArgsRecommended
+             */
+            check: string;
+            message: string;
+            line: number;
         };
         BuildStep: {
             index: number;
@@ -1247,6 +1265,16 @@ export interface components {
             labels?: {
                 [key: string]: string;
             };
+            /**
+             * @description Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. `docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar.
+             * @default {}
+             * @example {
+             *       "base": "docker-image://debian:12-slim"
+             *     }
+             */
+            contexts?: {
+                [key: string]: string;
+            };
             /** @example linux/amd64 */
             platform?: string;
             /**
@@ -1332,6 +1360,16 @@ export interface components {
              * @default {}
              */
             labels?: {
+                [key: string]: string;
+            };
+            /**
+             * @description Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. `docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar.
+             * @default {}
+             * @example {
+             *       "base": "docker-image://debian:12-slim"
+             *     }
+             */
+            contexts?: {
                 [key: string]: string;
             };
             /** @example linux/amd64 */
@@ -1683,6 +1721,16 @@ export interface components {
                  * @default {}
                  */
                 labels?: {
+                    [key: string]: string;
+                };
+                /**
+                 * @description Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. `docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar.
+                 * @default {}
+                 * @example {
+                 *       "base": "docker-image://debian:12-slim"
+                 *     }
+                 */
+                contexts?: {
                     [key: string]: string;
                 };
                 /** @example linux/amd64 */
@@ -2831,6 +2879,8 @@ export interface operations {
                 arg?: string[];
                 /** @description Labels of the image, `KEY=VALUE`. */
                 label?: string[];
+                /** @description Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. `docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar. Each `NAME=VALUE`. */
+                context?: string[];
                 platform?: string;
                 /** @description Run every step, also those that were run before. */
                 noCache?: boolean;

@@ -15,7 +15,11 @@ export const source: JobHandler = async (job, services, signal) => {
   const { ref, auth: sealed } = job.payload as unknown as SourcePayload;
   const url = await sourceUrl(connection.sql, job.subjectId ?? "");
   if (url === null) throw new BerthError("not_found", "The source is gone.");
-  const auth = sealed === undefined ? null : (JSON.parse(await services.openSealed(job, sealed.read)) as GitAuth);
+  // They are for the host that the source had when the read was asked for, not for another that it has since.
+  const auth =
+    sealed?.origin === new URL(url).origin
+      ? (JSON.parse(await services.openSealed(job, sealed.read)) as GitAuth)
+      : null;
   const means = { sandboxes, outbound: new OutboundPolicy(config.outboundAllow) };
   const { commit, branch } = await readHead({ url, ref, auth }, means, signal);
   const known = `${branch ?? "The default branch"} is at ${commit.slice(0, 12)}, which was built last.`;
