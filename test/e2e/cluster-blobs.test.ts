@@ -55,13 +55,13 @@ interface Answer {
   items?: { data: Record<string, unknown> }[];
 }
 
-async function ask(method: string, path: string, body?: object | Buffer): Promise<Answer> {
+async function ask(method: string, path: string, body?: object | Buffer, prefer = "wait=60"): Promise<Answer> {
   const tar = Buffer.isBuffer(body);
   const response = await fetch(`${api.url}/v1${path}`, {
     method,
     headers: {
       authorization: `Bearer ${api.token}`,
-      prefer: "wait=60",
+      prefer,
       ...(body === undefined ? {} : { "content-type": tar ? "application/x-tar" : "application/json" }),
     },
     ...(body === undefined ? {} : { body: tar ? new Uint8Array(body) : JSON.stringify(body) }),
@@ -92,24 +92,36 @@ async function joinWorker(name: string): Promise<Instance> {
 
 const requests = (start: string) => bucket.requests.filter((line) => line.startsWith(start));
 
-test("what one worker has built, another runs when the first is gone: its blobs were in the bucket before the build ended", async () => {
-  const builder = await joinWorker("builder");
-  const context = await collect(
+/** A build context whose page has this text. */
+function context(text: string): Promise<Buffer> {
+  const dockerfile =
+    'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n' +
+    'COPY index.html /www/index.html\nCMD ["httpd", "-f", "-p", "8080", "-h", "/www"]\n';
+  return collect(
     writeTar([
-      entry("Dockerfile", {
-        content:
-          'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n' +
-          'COPY index.html /www/index.html\nCMD ["httpd", "-f", "-p", "8080", "-h", "/www"]\n',
-      }),
+      entry("Dockerfile", { content: dockerfile }),
       entry("busybox", { content: readFileSync("/bin/busybox"), mode: 0o755 }),
-      entry("index.html", { content: "from the bucket" }),
+      entry("index.html", { content: text }),
     ]),
   );
-  const built = await ask("POST", "/builds?tag=web:1", context);
+}
+
+test("what one worker has built, another runs when the first is gone: its blobs were in the bucket before the build ended", async () => {
+  const builder = await joinWorker("builder");
+  const built = await ask("POST", "/builds?tag=web:1", await context("from the bucket"));
   expect(built, JSON.stringify(built)).toMatchObject({ status: "succeeded" });
   // The context by the API, three layers, the config and the manifest by the worker; each once.
   expect(requests("PUT /images/berth/sha256/")).toHaveLength(6);
   expect(requests("GET /images/berth/sha256/")).toHaveLength(1);
+
+  // A worker waits for an API that dies and comes back.
+  const apiProcess = () => Number.parseInt(readFileSync(join(api.config.runDir, "api.pid"), "utf8"));
+  const killed = apiProcess();
+  const { id = "" } = await ask("POST", "/builds?tag=web:2", await context("changed"), "respond-async");
+  process.kill(killed, "SIGKILL");
+  const status = async () => (await ask("GET", `/builds/${id}`).catch(() => null))?.status;
+  await expect.poll(status, { timeout: 60_000 }).toBe("succeeded");
+  expect(apiProcess()).not.toBe(killed);
   await builder.destroy();
   workers.length = 0;
 

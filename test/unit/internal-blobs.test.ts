@@ -151,6 +151,19 @@ describe("the endpoint", () => {
     expect(await leftovers()).toEqual([]);
   });
 
+  test("goes on after a sender that nobody has told of its end", async () => {
+    const receive = vi.spyOn(store, "receive");
+    const silent = connect(api.port, "127.0.0.1");
+    silent.write(
+      `PUT /internal/blobs/${digest} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-a\r\n` +
+        `Content-Length: ${content.length}\r\n\r\n`,
+    );
+    await new Promise((resolve) => silent.write(content.subarray(0, 1_000_000), resolve));
+    await vi.waitFor(() => expect(receive).toHaveBeenCalled());
+    expect(await offer()).toEqual({ state: "upload", offset: 1_000_000 });
+    silent.destroy();
+  });
+
   /** Says that it sends the whole blob, and breaks off when so many bytes of these were sent. */
   async function breakOff(bytes: Uint8Array, after: number): Promise<void> {
     const socket = connect(api.port, "127.0.0.1");

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { z } from "@hono/zod-openapi";
 import { bodyLimit } from "hono/body-limit";
@@ -14,6 +15,9 @@ const Offer = z.strictObject({ sizeBytes: z.int().min(0).max(maxBlobBytes) });
 
 const maxOfferBytes = 4096;
 
+/** How long an upload that the sender has given up may take to end by itself, in milliseconds. */
+const lingerMs = 1_000;
+
 const path = "/internal/blobs/:digest";
 
 /**
@@ -26,6 +30,7 @@ const path = "/internal/blobs/:digest";
  * - `PUT` with `Content-Range`: what arrives stays when the connection breaks.
  */
 export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
+  const uploads = new Uploads();
   app.get(path, async (c) => {
     const digest = parseDigest(c.req.param("digest"));
     const size = await blobs.size(digest);
@@ -60,6 +65,7 @@ export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
     const offer = Offer.safeParse(await c.req.json().catch(() => null));
     if (!offer.success) throw new BerthError("invalid_request", z.prettifyError(offer.error));
     const { sizeBytes } = offer.data;
+    await uploads.stop(`${c.var.hostId} ${digest}`);
     return c.json(await answerOffer(blobs, { digest, sizeBytes }, c.var.hostId));
   });
 
@@ -67,15 +73,41 @@ export function addBlobs(app: InternalApp, blobs: ClusterStore): void {
     const digest = parseDigest(c.req.param("digest"));
     const { start, sizeBytes } = parseContentRange(c.req.header("content-range"), c.req.header("content-length"));
     const { incoming } = c.env;
-    try {
+    const sender = c.var.hostId;
+    await uploads.run(`${sender} ${digest}`, incoming, async () => {
       const source = incoming.iterator({ destroyOnReturn: false });
-      await blobs.receive(source, { digest, sizeBytes, start, sender: c.var.hostId });
+      await blobs.receive(source, { digest, sizeBytes, start, sender });
+    });
+    return c.json({ digest, sizeBytes }, 201);
+  });
+}
+
+/** What is being sent, by sender and digest. */
+class Uploads {
+  readonly #running = new Map<string, { incoming: IncomingMessage; ended: Promise<void> }>();
+
+  async run(key: string, incoming: IncomingMessage, receive: () => Promise<void>): Promise<void> {
+    const received = receive();
+    const upload = { incoming, ended: received.catch(() => undefined) };
+    this.#running.set(key, upload);
+    try {
+      await received;
     } finally {
+      if (this.#running.get(key) === upload) this.#running.delete(key);
       // An error is answered while the host still sends: cut off, it would see a broken connection and not the answer.
       incoming.resume();
     }
-    return c.json({ digest, sizeBytes }, 201);
-  });
+  }
+
+  /** Ends what the sender has given up: it asks how to go on. What has come of it is kept when this returns. */
+  async stop(key: string): Promise<void> {
+    const upload = this.#running.get(key);
+    if (upload === undefined) return;
+    // A connection that broke ends by itself when all that came is read; one that nobody has told of its end does not.
+    const late = setTimeout(() => upload.incoming.destroy(), lingerMs);
+    await upload.ended;
+    clearTimeout(late);
+  }
 }
 
 /** How the host is to send the blob, if at all. */
