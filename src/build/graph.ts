@@ -1,9 +1,11 @@
 import { BerthError } from "../core/errors.ts";
 import type { ImageConfig } from "../core/image.ts";
+import type { NamedContext } from "../core/named-context.ts";
 import { formatPlatform, type Platform, parsePlatform } from "../core/platform.ts";
 import { type Dockerfile, parseTrigger, type Stage } from "./dockerfile.ts";
 import type { StageInstruction } from "./instruction.ts";
 import { mountFrom } from "./mount.ts";
+import type { PlanOptions } from "./options.ts";
 import type { CopyOrigin } from "./origin.ts";
 import type { Scope } from "./scope.ts";
 import { dockerfileError, type Location, quoted } from "./source.ts";
@@ -62,7 +64,7 @@ export function targetStage(dockerfile: Dockerfile, target: string | undefined):
 export function resolveGraph(
   dockerfile: Dockerfile,
   global: Scope,
-  options: { target: string | undefined; platform: Platform; buildPlatform: Platform },
+  options: Pick<PlanOptions, "target" | "platform" | "buildPlatform" | "contexts">,
   images: ReadonlyMap<string, ImageConfig>,
 ): Graph {
   const target = targetStage(dockerfile, options.target).number;
@@ -78,12 +80,12 @@ export function resolveGraph(
       if (!needed.has(key)) needed.set(key, { key, reference, platform, at });
       return key;
     };
-    const base = stageBase(dockerfile, stage, global, need);
+    const base = stageBase(dockerfile, stage, global, options.contexts, need);
     const instructions = [...triggers(dockerfile, base, images), ...stage.instructions];
     const dependsOn = new Set(base.kind === "stage" ? [base.stage] : []);
     for (const instruction of instructions) {
       for (const { from, at } of reads(instruction)) {
-        const origin = copyOrigin(dockerfile, number, from, at, (reference) => need(reference, at));
+        const origin = copyOrigin(dockerfile, number, from, at, options.contexts, (text) => need(text, at));
         if (origin.kind === "stage") dependsOn.add(origin.stage);
       }
     }
@@ -93,17 +95,23 @@ export function resolveGraph(
   return { stages: resolved.reverse(), target, images: needed };
 }
 
-/** What `--from` means in the stage `number`: the last earlier stage of that name, a number, or an image. */
+/**
+ * What `--from` means in the stage `number`: a named context, the last earlier stage of that name, a number, or an image.
+ */
 export function copyOrigin(
   dockerfile: Dockerfile,
   number: number,
   from: string,
   at: Location,
+  contexts: PlanOptions["contexts"],
   need: (reference: string) => string,
 ): CopyOrigin {
   if (from.includes("$")) {
     throw dockerfileError(at, "--from is not expanded; give the image a stage of its own: FROM $IMAGE AS name.");
   }
+  const named = namedContext(contexts, from);
+  if (named?.kind === "image") return { kind: "image", key: need(named.reference) };
+  if (named !== undefined) return { kind: "files", source: named };
   const same = (stage: Stage): boolean => stage.name === from.toLowerCase() || String(stage.number) === from;
   const earlier = dockerfile.stages.slice(0, number).findLast(same);
   if (earlier !== undefined) return { kind: "stage", stage: earlier.number };
@@ -114,16 +122,27 @@ export function copyOrigin(
   return { kind: "image", key: need(from) };
 }
 
+function namedContext(contexts: PlanOptions["contexts"], name: string): NamedContext | undefined {
+  const key = name.toLowerCase();
+  return Object.hasOwn(contexts, key) ? contexts[key] : undefined;
+}
+
 function stageBase(
   dockerfile: Dockerfile,
   stage: Stage,
   global: Scope,
+  contexts: PlanOptions["contexts"],
   need: (reference: string, at: Location) => string,
 ): StageBase {
   const { at } = stage.from;
   const name = global.word(stage.from.base, at);
   if (name === "")
     throw dockerfileError(at, `the base ${quoted(stage.from.base)} is empty; an ARG before the first FROM can set it.`);
+  const named = namedContext(contexts, name);
+  if (named?.kind === "image") return { kind: "image", key: need(named.reference, at) };
+  if (named !== undefined) {
+    throw dockerfileError(at, `the named context ${quoted(name)} has files to copy, and is no image to build on.`);
+  }
   const earlier = dockerfile.stages.slice(0, stage.number).findLast((other) => other.name === name.toLowerCase());
   if (earlier !== undefined) return { kind: "stage", stage: earlier.number };
   return name === "scratch" ? { kind: "scratch" } : { kind: "image", key: need(name, at) };

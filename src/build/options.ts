@@ -1,3 +1,4 @@
+import type { NamedContext } from "../core/named-context.ts";
 import type { Platform } from "../core/platform.ts";
 
 /** What a build was asked for, as far as the plan depends on it. */
@@ -11,6 +12,8 @@ export interface PlanOptions {
   buildPlatform: Platform;
   /** When the context was last changed, in seconds since 1970; null: that says nothing. */
   contextTime: number | null;
+  /** By name, in lower case: what stands in for an image or stage of that name. */
+  contexts: Readonly<Record<string, NamedContext>>;
   /** Added to the result's labels. */
   labels: Readonly<Record<string, string>>;
 }

@@ -162,7 +162,9 @@ class StagePlanner {
 
   #origin(from: string, at: Location): CopyOrigin {
     const { stage, platform } = this.#resolved;
-    return copyOrigin(this.#context.dockerfile, stage.number, from, at, (reference) => imageKey(reference, platform));
+    const { dockerfile, options } = this.#context;
+    const key = (reference: string) => imageKey(reference, platform);
+    return copyOrigin(dockerfile, stage.number, from, at, options.contexts, key);
   }
 
   #arg(instruction: ArgInstruction): void {

@@ -1,6 +1,6 @@
 import { posix } from "node:path";
 import { BerthError } from "../core/errors.ts";
-import { type GitAddress, parseGitAddress } from "../core/git-source.ts";
+import { type GitAddress, isGitAddress, parseGitAddress } from "../core/git-source.ts";
 import type { CopyInstruction } from "./instruction.ts";
 import { dockerfileError, type Location } from "./source.ts";
 
@@ -12,12 +12,11 @@ export type RemoteSource =
 type AddFlags = Pick<CopyInstruction, "unpack" | "keepGitDir">;
 
 /**
- * What a source of ADD names, if it is elsewhere; null: a path. A URL of a git repository is one whose path ends in
- * `.git`, as in BuildKit.
+ * What a source of ADD names, if it is elsewhere; null: a path.
  * @throws BerthError at `at`.
  */
 export function remoteSource(source: string, flags: AddFlags, at: Location): RemoteSource | null {
-  if (/^(?:git@|ssh:\/\/|git:\/\/)|^https?:\/\/[^?#]*\.git(?:[?#]|$)/.test(source)) {
+  if (isGitAddress(source)) {
     try {
       const address = parseGitAddress(source);
       return { kind: "git", ...address, keepGitDir: address.keepGitDir || flags.keepGitDir };

@@ -17,6 +17,8 @@ export interface BuildRequest {
   args: Record<string, string>;
   tags: string[];
   labels: Record<string, string>;
+  /** Named contexts, as `parseNamedContext` takes them; absent: none. */
+  contexts?: Record<string, string>;
   platform?: string;
   noCache: boolean;
   /** Ask the registry again for base images that the project has. */
@@ -28,6 +30,13 @@ export interface BuildRequest {
 export interface StepResult {
   layer: Layer | null;
   created: string;
+}
+
+/** Something in a Dockerfile that works but is probably not meant; `check` is a build check's name. `line` counts from 1. */
+export interface BuildWarningView {
+  check: string;
+  message: string;
+  line: number;
 }
 
 /** A step of a build as `GET /v1/builds/{id}` shows it. `line` counts from 1. */

@@ -98,6 +98,11 @@ export interface GitAddress {
   keepGitDir: boolean;
 }
 
+/** Whether a URL is a repository's: its path ends in `.git`, or only git speaks its protocol. */
+export function isGitAddress(text: string): boolean {
+  return /^(?:git@|ssh:\/\/|git:\/\/)|^https?:\/\/[^?#]*\.git(?:[?#]|$)/.test(text);
+}
+
 /**
  * `https://host/repo.git#ref:directory`, or the same as `?ref=…&subdir=…` (also `branch`, `tag`, `commit` and
  * `keep-git-dir`).

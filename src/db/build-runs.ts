@@ -1,4 +1,4 @@
-import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
+import type { BuildRequest, BuildStepView, BuildWarningView, StepResult } from "../core/build-request.ts";
 import type { GitSource } from "../core/git-source.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
@@ -35,6 +35,18 @@ export async function recordFetched(db: Db, job: ClaimedJob, buildId: string, so
   const rows = await db.execute(sql`
     update builds set request = jsonb_set(request, '{source}', ${JSON.stringify(source)}::jsonb)
     where id = ${buildId} and ${held(job)} returning 1`);
+  return rows.length > 0;
+}
+
+/** Shows what a build's Dockerfile is warned of. False: the lease is lost. */
+export async function recordWarnings(
+  db: Db,
+  job: ClaimedJob,
+  buildId: string,
+  warnings: readonly BuildWarningView[],
+): Promise<boolean> {
+  const rows = await db.execute(sql`
+    update builds set warnings = ${JSON.stringify(warnings)}::jsonb where id = ${buildId} and ${held(job)} returning 1`);
   return rows.length > 0;
 }
 

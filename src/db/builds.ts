@@ -1,4 +1,4 @@
-import type { BuildRequest, BuildStepView } from "../core/build-request.ts";
+import type { BuildRequest, BuildStepView, BuildWarningView } from "../core/build-request.ts";
 import type { JobStatus, ShownError } from "../core/job.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
@@ -13,6 +13,7 @@ export interface BuildRow {
   imageDigest: string | null;
   request: BuildRequest;
   steps: BuildStepView[];
+  warnings: BuildWarningView[];
   error: ShownError | null;
   createdAt: string;
   startedAt: string | null;
@@ -21,7 +22,7 @@ export interface BuildRow {
 
 function view(sql: Sql, where: Fragment): Fragment {
   return sql`
-    select id, job_id as "jobId", source_id as "sourceId", status, tags, image_digest as "imageDigest", request, steps, error,
+    select id, job_id as "jobId", source_id as "sourceId", status, tags, image_digest as "imageDigest", request, steps, warnings, error,
       created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt" from builds where ${where}`;
 }
 

@@ -1,4 +1,4 @@
-import type { BuildRequest, BuildStepView, StepResult } from "../core/build-request.ts";
+import type { BuildRequest, BuildStepView, BuildWarningView, StepResult } from "../core/build-request.ts";
 import type { ContainerSpec } from "../core/container.ts";
 import { containerStatuses } from "../core/container.ts";
 import { type DeployTemplate, deploymentStatuses } from "../core/deploy.ts";
@@ -132,6 +132,7 @@ export const builds = pg.pgTable("builds", {
   imageDigest: pg.text("image_digest"),
   request: pg.jsonb("request").$type<BuildRequest>().notNull(),
   steps: pg.jsonb("steps").$type<BuildStepView[]>().notNull().default([]),
+  warnings: pg.jsonb("warnings").$type<BuildWarningView[]>().notNull().default([]),
   error: pg.jsonb("error").$type<ShownError>(),
   createdAt: createdAt(),
   startedAt: time("started_at"),

@@ -3,7 +3,7 @@ import type { BuildRequest } from "../core/build-request.ts";
 import { jobStatuses } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
-import { GitAuth, GitRef, GitUrl, Subdirectory } from "./git-schema.ts";
+import { ContextAddress, GitAuth, GitRef, GitUrl, Subdirectory } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
 import { count, flag, repeated } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";
@@ -55,6 +55,16 @@ export const Build = z
     target: z.string().nullable(),
     args: z.record(z.string(), z.string()),
     labels: z.record(z.string(), z.string()),
+    contexts: z.record(z.string(), z.string()).openapi({ example: { base: "docker-image://debian:12-slim" } }),
+    warnings: z.array(
+      z
+        .object({
+          check: z.string().openapi({ description: "The name of a build check.", example: "JSONArgsRecommended" }),
+          message: z.string(),
+          line: z.int(),
+        })
+        .openapi("BuildWarning"),
+    ),
     steps: z.array(
       z
         .object({
@@ -101,6 +111,7 @@ const stage = z
   .optional();
 const imageName = z.string().min(1).max(512);
 const argumentName = /^[A-Za-z_]\w{0,254}$/;
+const contextName = /^[A-Za-z0-9][\w.:@/-]{0,254}$/;
 const labelKey = /^[\w./-]{1,255}$/;
 const platform = z
   .string()
@@ -111,6 +122,9 @@ const dockerfile = innerPath.default("Dockerfile").openapi({ description: "Its p
 
 const said = {
   tags: "Names for the image.",
+  contexts:
+    "Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. " +
+    "`docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar.",
   noCache: "Run every step, also those that were run before.",
   pull: "Ask the registry again for base images that are there.",
 };
@@ -129,6 +143,9 @@ export const ArchiveOptions = z.strictObject({
   target: stage,
   arg: pairs(argumentName, "NAME", "Build arguments, `NAME=VALUE`. The image's history shows them."),
   label: pairs(labelKey, "KEY", "Labels of the image, `KEY=VALUE`."),
+  context: pairs(contextName, "NAME", `${said.contexts} Each \`NAME=VALUE\`.`).pipe(
+    z.record(z.string(), ContextAddress),
+  ),
   platform,
   noCache: flag(false).openapi({ description: said.noCache }),
   pull: flag(false).openapi({ description: said.pull }),
@@ -169,6 +186,11 @@ const options = {
   labels: values(labelKey, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`", 65_536).openapi({
     description: "Labels of the image.",
   }),
+  contexts: z
+    .record(z.string().regex(contextName, "Must be a stage's or an image's name"), ContextAddress)
+    .refine((record) => Object.keys(record).length <= 100, "At most 100")
+    .default({})
+    .openapi({ description: said.contexts, example: { base: "docker-image://debian:12-slim" } }),
   platform,
   noCache: z.boolean().default(false).openapi({ description: said.noCache }),
   pull: z.boolean().default(false).openapi({ description: said.pull }),
@@ -203,13 +225,14 @@ export const SourceBuildOptions = z.strictObject(options).openapi("SourceBuild")
 
 /** What an upload's query asks for; the source is its body. */
 export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<BuildRequest, "source"> {
-  const { tag, arg, label, target, platform, cpus, memory, timeoutSeconds, ...rest } = query;
+  const { tag, arg, label, context, target, platform, cpus, memory, timeoutSeconds, ...rest } = query;
   return {
     ...rest,
     ...given({ target, platform }),
     tags: tag,
     args: arg,
     labels: label,
+    contexts: context,
     limits: { cpus, memory: memory ?? usual.memory, timeoutSeconds: timeoutSeconds ?? usual.timeoutSeconds },
   };
 }
@@ -248,5 +271,6 @@ export function buildView(row: BuildRow): z.infer<typeof Build> {
     target: request.target ?? null,
     args: request.args,
     labels: request.labels,
+    contexts: request.contexts ?? {},
   };
 }

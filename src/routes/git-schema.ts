@@ -1,6 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
 import { parseGitRef, parseGitUrl, parseSubdirectory } from "../core/git-source.ts";
+import { parseNamedContext } from "../core/named-context.ts";
 
 /** Text that a parser of core takes; what it refuses is said at the field. */
 const parsed = <T>(parse: (text: string) => T) =>
@@ -27,6 +28,12 @@ export const Subdirectory = parsed(parseSubdirectory).openapi({
   description: "Directory that is the context.",
   example: "services/web",
 });
+
+/** Kept as it is written. */
+export const ContextAddress = parsed((text) => {
+  parseNamedContext(text);
+  return text;
+}).openapi({ type: "string", example: "docker-image://debian:12-slim" });
 
 /** Credentials for a repository. No control characters: they become a header. */
 export const GitAuth = z

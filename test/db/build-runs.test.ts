@@ -8,6 +8,7 @@ import {
   type LogRow,
   recordBuiltImage,
   recordFetched,
+  recordWarnings,
   reportBuild,
 } from "../../src/db/build-runs.ts";
 import type { Db } from "../../src/db/connect.ts";
@@ -68,6 +69,11 @@ test("a build's log, steps and image are written by who holds its lease, and by 
   expect((await database.owner`select steps from builds where id = ${buildId}`)[0]).toEqual({ steps });
   // A later attempt goes on with the numbers.
   expect((await beginBuild(db, job))?.nextSeq).toBe(4);
+
+  const warnings = [{ check: "StageNameCasing", message: "stage names are lower case: a", line: 1 }];
+  expect(await recordWarnings(db, stale, buildId, [])).toBe(false);
+  expect(await recordWarnings(db, job, buildId, warnings)).toBe(true);
+  expect((await database.owner`select warnings from builds where id = ${buildId}`)[0]).toEqual({ warnings });
 
   const context = `sha256:${"4".repeat(64)}`;
   const git = { url: "https://git.example/x.git", ref: null, subdirectory: null };

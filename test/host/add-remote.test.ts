@@ -138,6 +138,23 @@ test("ADD of repositories: a ref's directory, a commit by the beginning of its i
   expect(wrong.error).toMatchObject({ code: "digest_mismatch" });
 });
 
+test("named contexts: an image in a stage's place, a repository's directory, a tar behind a URL", async () => {
+  const base = await worker.build("other-base", ["FROM scratch", "COPY x /from-image"], { x: "1" });
+  expect(base.error).toBeNull();
+  const contexts = {
+    base: "docker-image://other-base",
+    docs: repository("/site.git#main:docs"),
+    dist: at("/dist.tar.xz"),
+  };
+  const dockerfile = ["FROM base", "COPY --from=docs . /docs", "COPY --from=dist lib /lib", "CMD /x $nope"];
+  const built = await worker.build("named", dockerfile, {}, { ...allowed, contexts });
+  expect(built.error).toBeNull();
+  expect(Object.keys(built.files)).toEqual(expect.arrayContaining(["/from-image", "/docs/page", "/lib/f"]));
+  expect(built.warnings).toEqual(["JSONArgsRecommended"]);
+  const again = await worker.build("named", dockerfile, {}, { ...allowed, contexts });
+  expect(again.steps.slice(1, 3).map(({ cached }) => cached)).toEqual([true, true]);
+});
+
 test("a kept .git is a repository that git takes, with nothing changed in it", async () => {
   const directory = mkdtempSync(join(tmpdir(), "berth-keep-git-test-"));
   chmodSync(directory, 0o711);

@@ -120,6 +120,16 @@ describe("builds", () => {
     expect(other).toMatchObject({ status: 409, body: { code: "idempotency_key_reused" } });
   });
 
+  test("named contexts are checked, kept and shown, from the query and from a body", async () => {
+    const address = "https://git.example/lib.git#v1:src";
+    const contexts = { base: "docker-image://debian:12", lib: address };
+    const query = Object.entries(contexts).map(([name, text]) => `context=${encodeURIComponent(`${name}=${text}`)}`);
+    expect(await upload(`?${query.join("&")}`, "tar")).toMatchObject({ status: 202, body: { contexts, warnings: [] } });
+    const source = { git: { url: "https://git.example/x.git" } };
+    expect(await call("POST", "/v1/builds", { source, contexts })).toMatchObject({ status: 202, body: { contexts } });
+    expect(await upload("?context=base%3Doci-layout%3A%2F%2Fx", "tar")).toMatchObject({ status: 400 });
+  });
+
   const url = "https://git.example/x.git";
   test.each<[object, string]>([
     [{}, "/source"],
@@ -137,6 +147,9 @@ describe("builds", () => {
     [{ source: { git: { url } }, dockerfile: "/etc/passwd" }, "/dockerfile"],
     [{ source: { git: { url } }, args: { "1": "x" } }, "/args/1"],
     [{ source: { git: { url } }, secrets: {} }, "/secrets"],
+    [{ source: { git: { url } }, contexts: { a: "file:///etc" } }, "/contexts/a"],
+    [{ source: { git: { url } }, contexts: { a: "https://user:hunter2@h.example/x.tar" } }, "/contexts/a"],
+    [{ source: { git: { url } }, contexts: { "../a": "docker-image://x" } }, "/contexts/..~1a"],
     [{ source: { git: { url } }, limits: { cpus: 0 } }, "/limits/cpus"],
   ])("%o is 400, and the place is named", async (body, pointer) => {
     const answer = await call("POST", "/v1/builds", body);

@@ -37,6 +37,8 @@ export interface BuildAnswer {
   image: Image | null;
   /** What the git source was found to be. */
   fetched: GitSource | null;
+  /** Names of the checks that the Dockerfile failed. */
+  warnings: string[];
   steps: { instruction: string; status: string; cached: boolean }[];
   log: string[];
   /** Every entry of the image's root: path → `mode uid:gid` and, for links, the target. */
@@ -91,6 +93,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   const started = performance.now();
   let image: Image | null = null;
   let fetched: GitSource | null = null;
+  let warnings: string[] = [];
   let error: BuildAnswer["error"] = null;
   try {
     const built = await runBuild(
@@ -116,6 +119,10 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
         gitAuth: null,
         outbound,
         http: new HttpClient(outbound, 5_000),
+        warned: (found) => {
+          warnings = found.map(({ check }) => check);
+          return Promise.resolve();
+        },
         fetched: (source) => {
           fetched = source;
           return Promise.resolve();
@@ -136,7 +143,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));
   const files = image === null ? {} : await listFiles(image);
   const strayed = image === null ? [] : await stray(image, order.carelessly ?? {});
-  return { error, image, fetched, steps, log, files, strayed, milliseconds };
+  return { error, image, fetched, warnings, steps, log, files, strayed, milliseconds };
 }
 
 /** Follows paths wherever the kernel leads, out of the image's root as well: shows that a trap is one. */

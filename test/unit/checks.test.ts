@@ -8,7 +8,15 @@ const rootfs = { type: "layers" as const, diff_ids: [] };
 
 function warnings(text: string, args: Record<string, string> = {}, onBuild: string[] = []): string[] {
   const dockerfile = parseDockerfile(text);
-  const options = { args, target: undefined, platform, buildPlatform: platform, labels: {}, contextTime: null };
+  const options = {
+    args,
+    target: undefined,
+    platform,
+    buildPlatform: platform,
+    labels: {},
+    contexts: {},
+    contextTime: null,
+  };
   const image: ImageConfig = {
     architecture: "amd64",
     os: "linux",
@@ -51,7 +59,15 @@ test.each(cases.map(([text, ...expected]) => ({ text, expected })))("$text: $exp
 
 test("a variable that is nearly one is suggested", () => {
   const dockerfile = parseDockerfile("FROM scratch\nARG VERSION=1\nLABEL x=$VERSOIN");
-  const options = { args: {}, target: undefined, platform, buildPlatform: platform, labels: {}, contextTime: null };
+  const options = {
+    args: {},
+    target: undefined,
+    platform,
+    buildPlatform: platform,
+    labels: {},
+    contexts: {},
+    contextTime: null,
+  };
   expect(planBuild(dockerfile, options, new Map()).warnings.map(({ message }) => message)).toEqual([
     "the variable VERSOIN is not set; did you mean VERSION?",
   ]);

@@ -48,7 +48,15 @@ const files = (...texts: string[]): LayerEntry[] =>
 
 function step(line: string, ...before: string[]): CopyStep {
   const platform = { os: "linux", architecture: "amd64" };
-  const options = { args: {}, target: undefined, platform, buildPlatform: platform, labels: {}, contextTime: null };
+  const options = {
+    args: {},
+    target: undefined,
+    platform,
+    buildPlatform: platform,
+    labels: {},
+    contexts: {},
+    contextTime: null,
+  };
   const plan = planBuild(parseDockerfile(["FROM scratch", ...before, line].join("\n")), options, new Map());
   const last = plan.stages.at(-1)?.steps.at(-1);
   if (last?.kind !== "copy") throw new Error("not a COPY");

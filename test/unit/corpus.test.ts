@@ -19,7 +19,15 @@ const base: ImageConfig = {
 function plans(text: string, args: Record<string, string> = {}): BuildPlan[] {
   const dockerfile = parseDockerfile(text);
   return dockerfile.stages.map(({ number }) => {
-    const options = { args, target: String(number), platform, buildPlatform: platform, labels: {}, contextTime: null };
+    const options = {
+      args,
+      target: String(number),
+      platform,
+      buildPlatform: platform,
+      labels: {},
+      contexts: {},
+      contextTime: null,
+    };
     const images = new Map(missingImages(dockerfile, options, new Map()).map(({ key }) => [key, base]));
     return planBuild(dockerfile, options, images);
   });

@@ -134,6 +134,7 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
     platform,
     buildPlatform: platform,
     labels: {},
+    contexts: {},
     contextTime: null,
   };
   fc.assert(

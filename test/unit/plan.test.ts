@@ -3,7 +3,9 @@ import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import type { PlanOptions } from "../../src/build/options.ts";
 import { missingImages, planBuild } from "../../src/build/plan.ts";
 import type { BuildPlan, Step } from "../../src/build/step.ts";
+import { BerthError } from "../../src/core/errors.ts";
 import type { ImageConfig } from "../../src/core/image.ts";
+import { parseNamedContext } from "../../src/core/named-context.ts";
 
 const platform = { os: "linux", architecture: "amd64" };
 const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
@@ -12,6 +14,7 @@ const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
   platform,
   buildPlatform: platform,
   labels: {},
+  contexts: {},
   contextTime: null,
   ...more,
 });
@@ -316,4 +319,44 @@ test.each([
 ])("%s is refused with its line", (line, message) => {
   expect(() => plan(["FROM debian", line])).toThrow(message);
   expect(() => plan(["FROM debian", line])).toThrow(/^Dockerfile:2:/);
+});
+
+test("a named context stands in for an image or a stage of its name; files can be copied, not built on", () => {
+  const lines = [
+    "FROM base AS a",
+    "FROM debian AS tools",
+    "FROM a",
+    "COPY --from=Tools /x /x",
+    "COPY --from=src / /src",
+  ];
+  const contexts = {
+    base: { kind: "image" as const, reference: "debian:13" },
+    tools: { kind: "image" as const, reference: "busybox" },
+    src: { kind: "tar" as const, url: "https://h.example/src.tar.gz" },
+  };
+  const built = plan(lines, { contexts });
+  expect(built.images.toSorted()).toEqual(["busybox linux/amd64", "debian:13 linux/amd64"]);
+  expect(built.stages.map(({ name }) => name)).toEqual(["a", "stage-2"]);
+  expect(step(built, "copy", 0).origin).toEqual({ kind: "image", key: "busybox linux/amd64" });
+  expect(step(built, "copy", 1).origin).toEqual({ kind: "files", source: contexts.src });
+  expect(() => plan(["FROM src"], { contexts })).toThrow(/:1:1: the named context "src" has files to copy/);
+});
+
+test.each([
+  ["docker-image://debian:12", { kind: "image", reference: "debian:12" }],
+  ["https://h.example/r.git#main:docs", { kind: "git", ref: "main", subdirectory: "docs" }],
+  ["https://h.example/x.tar.gz?a=b", { kind: "tar", url: "https://h.example/x.tar.gz?a=b" }],
+])("the named context %s", (text, expected) => {
+  expect(parseNamedContext(text)).toMatchObject(expected);
+});
+test.each([
+  "",
+  "../dir",
+  "oci-layout://x",
+  "docker-image://",
+  "docker-image://A B",
+  "file:///etc",
+  "https://h example/x",
+])("the named context %j is refused", (text) => {
+  expect(() => parseNamedContext(text)).toThrow(BerthError);
 });

@@ -14,6 +14,7 @@ function key(text: string, args: Record<string, string> = {}): string {
     platform,
     buildPlatform: platform,
     labels: {},
+    contexts: {},
     contextTime: null,
   };
   const plan = planBuild(parseDockerfile(`FROM scratch\n${text}`), options, new Map());
@@ -68,7 +69,7 @@ test("of the build's arguments the epoch is part of a key, and proxies are none"
 test("a layer of its own depends on nothing below, unless names are looked up there", () => {
   const plan = planBuild(
     parseDockerfile("FROM scratch\nCOPY --link a /x\nCOPY --link --chown=app a /x"),
-    { args: {}, target: undefined, platform, buildPlatform: platform, labels: {}, contextTime: null },
+    { args: {}, target: undefined, platform, buildPlatform: platform, labels: {}, contexts: {}, contextTime: null },
     new Map(),
   );
   const keys = plan.stages[0]?.steps.map((step) =>

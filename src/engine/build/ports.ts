@@ -1,5 +1,5 @@
 import type { NeededImage } from "../../build/graph.ts";
-import type { StepResult } from "../../core/build-request.ts";
+import type { BuildWarningView, StepResult } from "../../core/build-request.ts";
 import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
@@ -33,6 +33,8 @@ export interface BuildMeans {
   gitAuth: GitAuth | null;
   /** Records what a git source was found to be. */
   fetched: (source: GitSource) => Promise<void>;
+  /** Records what the Dockerfile is warned of. */
+  warned: (warnings: readonly BuildWarningView[]) => Promise<void>;
   /** Directory for what lives as long as a build. */
   scratch: string;
 }

@@ -1,9 +1,11 @@
 import { randomUUID } from "node:crypto";
 import type { RemoteSource } from "../../build/remote-source.ts";
 import { BerthError } from "../../core/errors.ts";
+import type { ContextFiles } from "../../core/named-context.ts";
 import { noXattrs, toByteString } from "../../image/layer-entry.ts";
 import { type Context, readContext } from "./context.ts";
 import { ContextTree } from "./context-tree.ts";
+import { hostDecompress } from "./decompress-program.ts";
 import { download } from "./download.ts";
 import { withGitTree } from "./git-tree.ts";
 import type { BuildMeans } from "./ports.ts";
@@ -21,15 +23,15 @@ export class RemoteTrees {
   }
 
   /**
-   * A file as a tree that holds it alone, or a commit's tree; checked against `checksum` (see `CopyStep`). `signal` is that of all
+   * A file as a tree that holds it alone, an archive's content, or a commit's tree; checked against `checksum` (see `CopyStep`). `signal` is that of all
    * the build's steps.
    * @throws BerthError `digest_mismatch`, or as `download` and `withGitTree`; the signal's reason
    */
-  async tree(source: RemoteSource, checksum: string | null, signal: AbortSignal): Promise<ContextTree> {
+  async tree(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<ContextTree> {
     const key = JSON.stringify([source, checksum]);
     let fetched = this.#fetched.get(key);
     if (fetched === undefined) {
-      fetched = source.kind === "http" ? this.#file(source, checksum, signal) : this.#commit(source, checksum, signal);
+      fetched = this.#fetch(source, checksum, signal);
       this.#fetched.set(key, fetched);
     }
     return (await fetched).tree;
@@ -38,6 +40,17 @@ export class RemoteTrees {
   async close(): Promise<void> {
     for (const one of await Promise.allSettled(this.#fetched.values())) {
       if (one.status === "fulfilled") await one.value.close();
+    }
+  }
+
+  #fetch(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<Context> {
+    switch (source.kind) {
+      case "http":
+        return this.#file(source, checksum, signal);
+      case "tar":
+        return this.#archive(source.url, signal);
+      case "git":
+        return this.#commit(source, checksum, signal);
     }
   }
 
@@ -66,6 +79,16 @@ export class RemoteTrees {
       sha256,
     });
     return { tree, files: 1, bytes: sizeBytes, newest: modified, close: () => file.close() };
+  }
+
+  async #archive(url: string, signal: AbortSignal): Promise<Context> {
+    const { file } = await download(url, this.#spoolPath(), this.#means.http, signal);
+    try {
+      const plain = hostDecompress(this.#means.sandboxes)(file.createReadStream({ start: 0, autoClose: false }));
+      return await readContext(plain, this.#spoolPath());
+    } finally {
+      await file.close();
+    }
   }
 
   #commit(source: RemoteSource & { kind: "git" }, checksum: string | null, signal: AbortSignal): Promise<Context> {

@@ -10,6 +10,7 @@ import { resolveIn } from "../../build/tree.ts";
 import type { BuildRequest } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
+import { parseNamedContext } from "../../core/named-context.ts";
 import { parsePlatform, platformOf } from "../../core/platform.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
@@ -56,6 +57,9 @@ export async function runBuild(
     for (const { check, message, at } of plan.warnings) {
       report.line(0, "info", `#0 warning: ${message} (line ${at.line}, ${check})`);
     }
+    if (plan.warnings.length > 0) {
+      await means.warned(plan.warnings.map(({ check, message, at }) => ({ check, message, line: at.line })));
+    }
     report.plan(plan.stages);
     const { epoch } = plan;
     const state = {
@@ -92,7 +96,10 @@ async function plannedBuild(
   const { args, labels, target } = request;
   // All files of a commit have its time; those of an upload say little.
   const contextTime = request.source.kind === "git" ? newest : null;
-  const options: PlanOptions = { args, labels, target, platform, buildPlatform, contextTime };
+  const contexts = Object.fromEntries(
+    Object.entries(request.contexts ?? {}).map(([name, text]) => [name.toLowerCase(), parseNamedContext(text)]),
+  );
+  const options: PlanOptions = { args, labels, contexts, target, platform, buildPlatform, contextTime };
   const images = new Map<string, Image>();
   const configs = () => new Map([...images].map(([key, image]) => [key, image.config]));
   for (let missing = missingImages(dockerfile, options, configs()); missing.length > 0; ) {

@@ -80,7 +80,7 @@ function contentsOf(state: BuildState, step: LayerStep): (() => Promise<string>)
   if (step.kind !== "copy") return [() => Promise.resolve("")];
   const whole = () => withSources(state, step, (sources) => copiedContent(sources, step));
   const { origin } = step;
-  if (origin.kind !== "context") {
+  if (origin.kind === "stage" || origin.kind === "image") {
     return [() => Promise.resolve(chainKey(originLayers(state, origin))), whole];
   }
   const pinned = pinnedContent(step);
@@ -102,9 +102,10 @@ async function withSources<T>(
 ): Promise<T> {
   const { means, context, remotes, signal } = state;
   const { origin } = step;
-  if (origin.kind !== "context") {
+  if (origin.kind === "stage" || origin.kind === "image") {
     return withLayers(means, originLayers(state, origin), (root) => use([originSource(step, root)]));
   }
+  if (origin.kind === "files") return use([originSource(step, await remotes.tree(origin.source, null, signal))]);
   const elsewhere = await Promise.all(
     step.remotes.map(async (remote) => ({
       tree: await remotes.tree(remote, step.checksum, signal),
@@ -116,7 +117,7 @@ async function withSources<T>(
   return use([originSource(step, context), ...elsewhere]);
 }
 
-function originLayers(state: BuildState, origin: Exclude<CopyStep["origin"], { kind: "context" }>): readonly Layer[] {
+function originLayers(state: BuildState, origin: CopyStep["origin"] & { kind: "stage" | "image" }): readonly Layer[] {
   const layers = origin.kind === "stage" ? state.stages.get(origin.stage) : state.images.get(origin.key)?.layers;
   if (layers === undefined) throw new Error("a step reads a stage or image that is not there yet");
   return layers;

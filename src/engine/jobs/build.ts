@@ -9,6 +9,7 @@ import {
   keepCachedStep,
   recordBuiltImage,
   recordFetched,
+  recordWarnings,
   reportBuild,
 } from "../../db/build-runs.ts";
 import { holdsJob } from "../../db/leases.ts";
@@ -77,6 +78,10 @@ export const build: JobHandler = async (job, services, signal) => {
     gitAuth,
     fetched: async (source) => {
       if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
+    },
+    warned: async (warnings) => {
+      if (!(await recordWarnings(db, job, buildId, warnings)))
+        throw new BerthError("unavailable", "The lease is lost.");
     },
     scratch,
   };
