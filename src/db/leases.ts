@@ -3,7 +3,7 @@ import type { Transaction } from "./connect.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { deployBuilds } from "./deployment-starts.ts";
 import { sql } from "./drizzle.ts";
-import { inOneTrip, locking, type Pool } from "./scope.ts";
+import type { Pool } from "./scope.ts";
 import { channel, topics } from "./wakeups.ts";
 
 /** A job that this worker holds; `epoch` goes into every write about it. */
@@ -40,47 +40,14 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
  * take turns: next comes the one that has the least running of a kind, its oldest job first, and no project runs more of a
  * kind than it may. The attempt is counted here, so that a job that kills its worker is not tried for ever; and a host runs
  * one suspect at a time, so that the next death of a worker takes none along that had died before. A host that is drained
- * gets none. Claims of all hosts follow one another, since each counts what runs.
+ * gets none. (A function of the database, `berth_claim_jobs`: claims of all hosts follow one another, since each counts
+ * what runs, and a lock and what it guards cost one round trip there.)
  */
 export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
-  return inOneTrip(pool, (sql) => [
-    locking(sql, "claim"),
-    sql<ClaimedJob[]>`
-      with recursive room (kind, n) as (
-        select * from unnest(${kinds}::text[], ${counts}::int[])
-        where not exists (select from hosts where id = ${hostId} and state = 'draining')),
-      lane as (
-        (select project_id, kind from jobs where status = 'queued' order by project_id, kind limit 1)
-        union all
-        select next.* from lane cross join lateral (
-          select project_id, kind from jobs where status = 'queued' and (project_id, kind) > (lane.project_id, lane.kind)
-          order by project_id, kind limit 1) next),
-      busy as (select project_id, kind, count(*)::int n from jobs where status = 'running' group by project_id, kind),
-      due as (
-        select j.*, kind, coalesce(busy.n, 0) + place turn
-        from lane join room using (kind) join projects p on p.id = lane.project_id left join busy using (project_id, kind)
-        cross join lateral (
-          select id, lost, created_at, row_number() over (order by created_at) place from jobs
-          where project_id = lane.project_id and kind = lane.kind and status = 'queued' and run_at <= now()
-            and (lost = 0 or ${room.suspect}::boolean)
-            and (after_job_id is null or (select a.status not in ('queued', 'running') from jobs a where a.id = jobs.after_job_id))
-          order by created_at limit (select 1 + sum(n) / greatest((select count(*) from lane), 1) from room)::bigint) j
-        where coalesce(busy.n, 0) + place <= case when kind = 'build' then p.max_running_builds else ${othersPerProject} end),
-      chosen as materialized (
-        select id from (select *, row_number() over (partition by kind order by turn, created_at) nth,
-          row_number() over (partition by lost > 0 order by turn, created_at) suspect from due) ranked
-        join room using (kind) where nth <= n and (lost = 0 or suspect = 1)),
-      free as (select id from jobs join chosen using (id) where status = 'queued' for update of jobs skip locked),
-      claimed as (
-        update jobs set status = 'running', attempt = attempt + 1, epoch = epoch + 1, host_id = ${hostId},
-          lease_until = now() + make_interval(secs => ${leaseSeconds}), started_at = coalesce(started_at, now())
-        from free where jobs.id = free.id returning jobs.*),
-      shown as (
-        update builds set status = 'running', started_at = coalesce(builds.started_at, now())
-        from claimed where job_id = claimed.id)
-      select ${sql.unsafe(claimedColumns)} from claimed`,
-  ]);
+  return pool<ClaimedJob[]>`
+    select ${pool.unsafe(claimedColumns)} from berth_claim_jobs(
+      ${hostId}, ${kinds}::text[], ${counts}::int[], ${room.suspect}::boolean, ${othersPerProject}, ${leaseSeconds})`;
 }
 
 /**

@@ -65,25 +65,6 @@ export async function together<T extends readonly Promise<unknown>[]>(
   return values as { [K in keyof T]: Awaited<T[K]> };
 }
 
-/**
- * Runs queries that need none of each other's answers in one transaction that costs one round trip: its beginning and end
- * are sent along with them. All take effect, or none.
- * @returns the last query's rows
- */
-export async function inOneTrip<Row extends object>(
-  pool: Pool,
-  queries: (sql: Sql) => readonly [...postgres.PendingQuery<postgres.Row[]>[], postgres.PendingQuery<Row[]>],
-): Promise<Row[]> {
-  const connection = await pool.reserve();
-  try {
-    // A commit undoes the transaction of a query that failed.
-    const sent = [connection`begin`, ...queries(connection), connection`commit`].map((query) => query.execute());
-    return [...((await together(sent)).at(-2) ?? [])] as Row[];
-  } finally {
-    connection.release();
-  }
-}
-
 /** Wakes who listens to the topics when the transaction commits. */
 export async function wake(tx: Tx, ...topics: string[]): Promise<void> {
   await tx`select pg_notify(${channel}, t) from unnest(${topics}::text[]) t`;
@@ -91,12 +72,7 @@ export async function wake(tx: Tx, ...topics: string[]): Promise<void> {
 
 /** Serializes transactions by a name until they end, such as one project's that count towards its quota. */
 export async function lock(tx: Tx, name: string): Promise<void> {
-  await locking(tx, name);
-}
-
-/** The query of `lock`. */
-export function locking(sql: Sql, name: string): Fragment {
-  return sql`select pg_advisory_xact_lock(hashtextextended(${name}, 0))`;
+  await tx`select pg_advisory_xact_lock(hashtextextended(${name}, 0))`;
 }
 
 /** The driver gives timestamps as the server writes them; clients get RFC 3339 in UTC. */
