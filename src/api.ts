@@ -1,6 +1,8 @@
 import { readFile } from "node:fs/promises";
 import type { Server } from "node:http";
 import { type Config, ConfigError, readConfig } from "./config.ts";
+import { keyedServer } from "./core/keyed-tls.ts";
+import { identityKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
 import { sourceIds } from "./db/sources.ts";
@@ -12,6 +14,8 @@ import { collectBlobs } from "./image/collect-blobs.ts";
 import { createLog, type Log } from "./log.ts";
 import { Agents } from "./routes/agents.ts";
 import { createApp } from "./routes/app.ts";
+import type { Services } from "./routes/context.ts";
+import { recoverPushes } from "./routes/git/push-builds.ts";
 import { Repositories } from "./routes/git/repositories.ts";
 import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
 import { addBlobs } from "./routes/internal/blobs.ts";
@@ -48,7 +52,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs`, (digest) => claimBlob(sql, digest));
   if (blobStore.kind === "s3") await reach(blobs);
   const repositories = new Repositories(`${config.dataDir}/git`, repositoryLimits);
-  const app = createApp({
+  const services = {
     sql,
     wakeups,
     tokens,
@@ -61,13 +65,15 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     blobs,
     corsOrigins: config.corsOrigins,
     publicUrl: config.publicUrl,
-  });
+  };
+  const app = createApp(services);
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
   const internal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
+  void keepRepositories(services);
   const collecting = setInterval(() => {
     void collect(sql, blobs, log);
-    void tidy(sql, repositories, log);
+    void keepRepositories(services);
   }, collectEveryMs);
   return {
     async close() {
@@ -99,7 +105,7 @@ async function listenInternally(
   if (internalListen === null) return null;
   const tls =
     internalTls === null
-      ? null
+      ? keyedServer((identity) => identityKey(hosts.secretKey, identity))
       : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
   const app = createInternalApp(services);
   addBlobs(app, blobs);
@@ -129,11 +135,14 @@ async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> 
   }
 }
 
-async function tidy(sql: Pool, repositories: Repositories, log: Log): Promise<void> {
+/** What pushes left undone that were cut off, and repositories without a source. */
+async function keepRepositories(services: Services): Promise<void> {
+  const { sql, repositories, log } = services;
   try {
+    await recoverPushes(services);
     await repositories.tidy((projectId) => sourceIds(sql, { projectId }));
   } catch (error) {
-    log.warn({ err: error }, "removing repositories without a source failed");
+    log.warn({ err: error }, "looking after pushed repositories failed");
   }
 }
 

@@ -50,7 +50,7 @@ export interface Config {
   bucketCredentials: BucketCredentials | null;
   /** Where the API listens for workers of other machines; null: it does not. */
   internalListen: Address | null;
-  /** PEM files of the internal listener's certificate (with its chain) and key; null: it speaks plain http. */
+  /** PEM files of the internal listener's certificate (with its chain) and key; null: TLS by the keys of hosts and join tokens. */
   internalTls: { certificate: string; key: string } | null;
   /** PEM file of the authorities that a worker trusts for the internal listener; null: those that Node trusts. */
   internalCa: string | null;
@@ -175,7 +175,7 @@ export function readConfig(env: Environment): Config {
   const atLeast = (length: number) => (value: string) => value.length >= length;
   const hostName = (value: string) => hostNamePattern.test(value);
   const postgres = (value: string) => /^postgres(ql)?:\/\//.test(value);
-  const http = (value: string) => /^https?:\/\//.test(value) && URL.canParse(value);
+  const http = (value: string) => /^(?:tls|https?):\/\//.test(value) && URL.canParse(value);
   const absolute = (value: string) => value.startsWith("/");
   const root = process.getuid?.() === 0;
   const home = root ? "/var/lib/berth" : `${env.HOME ?? "."}/.local/share/berth`;
@@ -199,7 +199,7 @@ export function readConfig(env: Environment): Config {
     hostAddress: text(env, "BERTH_HOST_ADDRESS", any, "") ?? "127.0.0.1",
     hostLabels: hostLabels(env),
     agentListen: listenAddress(env, "BERTH_AGENT_LISTEN"),
-    apiUrl: text(env, "BERTH_API_URL", http, "must be an http:// or https:// URL")?.replace(/\/$/, "") ?? null,
+    apiUrl: text(env, "BERTH_API_URL", http, "must be a tls://, https:// or http:// URL")?.replace(/\/$/, "") ?? null,
     joinToken: text(env, "BERTH_JOIN_TOKEN", any, ""),
     portRange: portRange(env),
     registryMirrors: registryMirrors(env),

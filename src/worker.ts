@@ -6,10 +6,17 @@ import { agentKey, formatCredential } from "./core/keys.ts";
 import { connect } from "./db/connect.ts";
 import { heartbeat } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
+import type { Pool } from "./db/scope.ts";
 import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
-import { type Admission, admitHost, type OpenedHost, openKnownHost } from "./engine/host-identity.ts";
+import {
+  type Admission,
+  admitHost,
+  type HostIdentity,
+  type OpenedHost,
+  openKnownHost,
+} from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
@@ -62,18 +69,8 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   }
   if (opened === null) throw new ConfigError(`BERTH_JOIN_TOKEN: is needed, as this host is ${String(known)}`);
   const { rebooted, key, ...host } = opened;
-  const openSealed =
-    "api" in admission
-      ? openByApi(admission.api, formatCredential({ id: host.id, key }))
-      : openWithKey(admission.secretKey);
   const wakeups = await Wakeups.open(connection.sql);
-  const near = `${config.dataDir}/worker/blobs`;
-  const blobs =
-    "api" in admission
-      ? openHostStore({ ...admission.api, credential: formatCredential({ id: host.id, key }) }, near)
-      : openClusterStore(config.blobStore, config.bucketCredentials, near, (digest) =>
-          claimBlob(connection.sql, digest),
-        );
+  const { openSealed, blobs } = clusterMeans(config, admission, opened, connection.sql);
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
   await layers.removeUnfinished();
   await rm(buildScratch(config.dataDir), { recursive: true, force: true });
@@ -141,13 +138,32 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   };
 }
 
+/** Where a host gets at what is not its own: the cluster's blobs and its jobs' secrets. Without the key, by asking the API. */
+function clusterMeans(
+  config: Config,
+  admission: Admission,
+  identity: HostIdentity,
+  sql: Pool,
+): Pick<Services, "openSealed" | "blobs"> {
+  const near = `${config.dataDir}/worker/blobs`;
+  if ("api" in admission) {
+    const access = { ...admission.api, credential: formatCredential(identity) };
+    return { openSealed: openByApi(access), blobs: openHostStore(access, near) };
+  }
+  const claim = (digest: string) => claimBlob(sql, digest);
+  return {
+    openSealed: openWithKey(admission.secretKey),
+    blobs: openClusterStore(config.blobStore, config.bucketCredentials, near, claim),
+  };
+}
+
 /** How this host becomes known: by the secret key, where it is at hand, else as one that joins. */
 async function admissionOf(config: Config): Promise<Admission> {
   const kept = await readFile(`${config.dataDir}/secret-key`, "utf8").catch(() => null);
   const secretKey = config.secretKey ?? kept?.trim();
   if (secretKey !== undefined) return { secretKey };
   if (config.apiUrl === null) {
-    throw new ConfigError("BERTH_API_URL: is needed to join: the API's internal listener, https://ADDRESS:PORT");
+    throw new ConfigError("BERTH_API_URL: is needed to join: the API's internal listener, tls://ADDRESS:PORT");
   }
   if (config.hostAddress === "127.0.0.1") {
     throw new ConfigError("BERTH_HOST_ADDRESS: is needed to join: where clients reach this host's ports");

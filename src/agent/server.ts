@@ -153,7 +153,7 @@ export async function listenAgent(
     await chmod(at.socket, 0o600);
     return server;
   }
-  const serverOptions = keyedServer(host.id, host.key);
+  const serverOptions = keyedServer((identity) => (identity === host.id ? host.key : null));
   const server = createAdaptorServer({ fetch: app.fetch, createServer, serverOptions }) as unknown as Server;
   await listening(server, at);
   return server;

@@ -11,15 +11,20 @@ const suite = {
 
 const bytesOf = (key: string) => Buffer.from(key, "base64url");
 
-/** Options of a server that takes connections for `identity` with this key (base64url) only. */
-export function keyedServer(identity: string, key: string) {
+/** Options of a server; `keyOf` says the key (base64url) of who connects, null: nobody that is let in. */
+export function keyedServer(keyOf: (identity: string) => string | null) {
   return {
     ...suite,
-    pskCallback: (_socket: unknown, given: string) => (given === identity ? bytesOf(key) : null),
+    pskCallback: (_socket: unknown, identity: string) => {
+      const key = keyOf(identity);
+      return key === null ? null : bytesOf(key);
+    },
   };
 }
 
-/** Options of a connection to it. */
+export type KeyedServer = ReturnType<typeof keyedServer>;
+
+/** Options of a connection to such a server. */
 export function keyedClient(identity: string, key: string) {
   return {
     ...suite,

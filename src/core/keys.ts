@@ -1,5 +1,6 @@
 import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
 import { BerthError } from "./errors.ts";
+import { isId } from "./ids.ts";
 
 /** 256 bits, base64url, that follow from a key and reveal neither it nor what else follows from it. */
 const derive = (key: string, purpose: string) => createHmac("sha256", key).update(purpose).digest("base64url");
@@ -33,6 +34,12 @@ export function parseCredential(text: string): Credential | null {
 /** The secret of a join token: nothing of it is stored. */
 export function joinKey(secretKey: string, tokenId: string): string {
   return derive(secretKey, `berth join v1 ${tokenId}`);
+}
+
+/** The key of who names itself to the API: a host or a join token; null: neither. That it is known has yet to be seen. */
+export function identityKey(secretKey: string, id: string): string | null {
+  if (isId("host", id)) return hostKey(secretKey, id);
+  return isId("joinToken", id) ? joinKey(secretKey, id) : null;
 }
 
 /** Whether two secrets are equal, in a time that does not tell where they differ. */

@@ -1,11 +1,12 @@
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
+import type { ApiAccess } from "../core/api-access.ts";
 import { BerthError } from "../core/errors.ts";
 import type { HostRegistration } from "../core/host.ts";
 import { hostKey } from "../core/keys.ts";
 import type { Db } from "../db/connect.ts";
 import { openHostSession, registerHost } from "../db/hosts-worker.ts";
-import { type InternalApi, postInternal } from "./internal-api.ts";
+import { postInternal } from "./internal-api.ts";
 
 /** Which host this is, and what it proves that with to the API. */
 export interface HostIdentity {
@@ -20,7 +21,7 @@ export interface OpenedHost extends HostIdentity {
 }
 
 /** How a host that is not known yet becomes known: it holds the secret key, or it is let in by a join token. */
-export type Admission = { secretKey: string } | { api: InternalApi; joinToken: string | null };
+export type Admission = { secretKey: string } | { api: Omit<ApiAccess, "credential">; joinToken: string | null };
 
 /**
  * Opens the next session of the host that this is. A host is what its data directory says: `file` keeps its id, and the key
@@ -64,7 +65,8 @@ async function admit(db: Db, registration: HostRegistration, admission: Admissio
     return { id, key: hostKey(admission.secretKey, id) };
   }
   if (admission.joinToken === null) return null;
-  const answer = await postInternal(admission.api, "/internal/hosts", admission.joinToken, registration);
+  const access = { ...admission.api, credential: admission.joinToken };
+  const answer = await postInternal(access, "/internal/hosts", registration);
   const { id, key } = answer as Partial<HostIdentity>;
   if (typeof id !== "string" || typeof key !== "string") {
     throw new BerthError("unavailable", `${admission.api.url} is not the internal listener of a Berth.`);

@@ -1,36 +1,29 @@
 import { request as httpRequest, type IncomingMessage } from "node:http";
 import { request as httpsRequest } from "node:https";
+import { type ApiAccess, transportOf } from "../core/api-access.ts";
 import { BerthError, type ErrorCode } from "../core/errors.ts";
 
 const maxAnswerBytes = 1024 * 1024;
 const answerMs = 15_000;
 
-/** The API's internal listener as a worker of another machine sees it. */
-export interface InternalApi {
-  /** Base URL, http or https. */
-  url: string;
-  /** PEM of the authorities to trust for https; null: those that Node trusts. */
-  ca: string | null;
-}
-
 /**
- * Posts JSON with a credential (core/keys.ts) and answers what came back.
+ * Posts JSON to the API's internal listener and answers what came back.
  * @throws BerthError what the API answered, or `unavailable` when it can't be reached
  */
-export async function postInternal(api: InternalApi, path: string, credential: string, body: object): Promise<unknown> {
+export async function postInternal(api: ApiAccess, path: string, body: object): Promise<unknown> {
   const text = JSON.stringify(body);
-  const url = new URL(`${api.url}${path}`);
+  const { url, tls } = transportOf(api);
   const send = url.protocol === "https:" ? httpsRequest : httpRequest;
   const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
-  const sent = send(url, {
+  const sent = send(new URL(path, url), {
     method: "POST",
     signal: AbortSignal.timeout(answerMs),
     headers: {
-      Authorization: `Bearer ${credential}`,
+      Authorization: `Bearer ${api.credential}`,
       "Content-Type": "application/json",
       "Content-Length": Buffer.byteLength(text),
     },
-    ...(api.ca === null ? {} : { ca: api.ca }),
+    ...tls,
   });
   sent.on("response", resolve);
   sent.on("error", reject);
@@ -43,6 +36,11 @@ export async function postInternal(api: InternalApi, path: string, credential: s
     throw new BerthError(code, detail);
   } catch (cause) {
     if (cause instanceof BerthError) throw cause;
+    const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
+    if (code === "EPROTO" || code.startsWith("ERR_SSL")) {
+      const detail = `The API's internal listener at ${api.url} does not let this host in: its key or join token is of another Berth.`;
+      throw new BerthError("unauthorized", detail, { cause });
+    }
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new BerthError("unavailable", `The API's internal listener at ${api.url} does not answer: ${why}.`, {
       cause,

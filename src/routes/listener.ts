@@ -1,6 +1,7 @@
 import type { Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import { createAdaptorServer, type Http2Bindings, type HttpBindings } from "@hono/node-server";
+import type { KeyedServer } from "../core/keyed-tls.ts";
 
 /** How long a client may take, in milliseconds: to send its headers, its whole request, its next one on a connection. */
 export interface Patience {
@@ -18,11 +19,11 @@ export interface TlsIdentity {
   key: string;
 }
 
-/** Serves the app on an address, over TLS when there is a certificate. @throws Error when the address can't be used */
+/** Serves the app on an address, over TLS when its options are given: a certificate, or keys (core/keyed-tls.ts). @throws Error when the address can't be used */
 export async function listen(
   app: { fetch: (request: Request, node: HttpBindings | Http2Bindings) => Response | Promise<Response> },
   address: { host: string; port: number },
-  options: { patience?: Patience; tls?: TlsIdentity | null } = {},
+  options: { patience?: Patience; tls?: TlsIdentity | KeyedServer | null } = {},
 ): Promise<Server> {
   const { patience: { headersMs, requestMs, keepAliveMs } = usualPatience, tls = null } = options;
   const serverOptions = {

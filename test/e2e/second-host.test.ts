@@ -76,7 +76,7 @@ beforeAll(async () => {
     {
       BERTH_ROLE: "worker",
       BERTH_DATABASE_URL: `postgres://berth_owner@${socketDir}/berth`,
-      BERTH_API_URL: `http://${network.here}:7071`,
+      BERTH_API_URL: `tls://${network.here}:7071`,
       BERTH_HOST_NAME: "second",
       BERTH_HOST_ADDRESS: network.there,
       BERTH_HOST_LABELS: "zone=b",
@@ -97,7 +97,7 @@ test("a worker without a join token, or with one that is made up, says what it n
   expect(without.text).toContain("BERTH_JOIN_TOKEN");
   const made = second.start({ BERTH_JOIN_TOKEN: `jtk_${"a".repeat(20)}.${"b".repeat(43)}` });
   expect(await made.ended).toBe(1);
-  expect(made.text).toContain("The join token is wrong.");
+  expect(made.text).toContain(`The API's internal listener at tls://${network.here}:7071 does not let this host in`);
   expect(await hosts()).toMatchObject([{ name: "first", state: "ready" }]);
 });
 
