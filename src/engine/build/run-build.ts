@@ -15,6 +15,7 @@ import { parsePlatform, platformOf } from "../../core/platform.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
+import { Turns } from "../../image/turns.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { datedLayers } from "./dated-layers.ts";
@@ -23,7 +24,6 @@ import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
 import { runStages } from "./stage-runner.ts";
-import { Slots } from "./step-runner.ts";
 
 /** Programs of one build that run at the same time. */
 const runsAtOnce = 2;
@@ -71,7 +71,7 @@ export async function runBuild(
       images,
       remotes,
       noCache: request.noCache,
-      running: new Slots(runsAtOnce),
+      running: new Turns(runsAtOnce),
     };
     const { layers, config } = await runStages(plan, state, signal);
     signal.throwIfAborted();

@@ -7,6 +7,7 @@ import { BerthError } from "../../core/errors.ts";
 import { commitPattern } from "../../core/git-source.ts";
 import type { Image, Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
+import type { Turns } from "../../image/turns.ts";
 import { resolveOwner } from "./accounts.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { copiedContent } from "./copied-content.ts";
@@ -37,7 +38,7 @@ export interface BuildState {
   /** As `BuildPlan.epoch`; the layers of `means` have it. */
   epoch: number | null;
   /** Bounds how many programs run at once. */
-  running: Slots;
+  running: Turns;
 }
 
 export type LayerStep = RunStep | CopyStep | WorkdirStep;
@@ -127,7 +128,7 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
   const { means, build, report, signal } = state;
   switch (step.kind) {
     case "run":
-      return state.running.use(() => runStep(step, below, means, build, report, signal));
+      return state.running.take(() => runStep(step, below, means, build, report, signal));
     case "workdir":
       return withLayers(means, below, async (root) => {
         const entries = await workdirEntries(step, root);
@@ -166,26 +167,4 @@ async function workdirEntries(step: WorkdirStep, root: FileTree): Promise<AsyncI
   if (entry !== null) return null;
   const owner = step.user === "" ? { uid: 0, gid: 0 } : await resolveOwner(step.user, root);
   return new Destination(root, { ...owner, mtime: { seconds: 0, nanoseconds: 0 } }).directories(path);
-}
-
-/** A bound on how many things happen at once, first come, first served. */
-export class Slots {
-  #free: number;
-  readonly #waiting: (() => void)[] = [];
-
-  constructor(count: number) {
-    this.#free = count;
-  }
-
-  async use<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#free === 0) await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    else this.#free--;
-    try {
-      return await work();
-    } finally {
-      const next = this.#waiting.shift();
-      if (next === undefined) this.#free++;
-      else next();
-    }
-  }
 }
