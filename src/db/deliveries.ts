@@ -79,6 +79,9 @@ export interface Notice {
 /** Of each source so many deliveries are kept. */
 const kept = 1_000;
 
+/** How often reading a ref is tried: a git host that is away has about two minutes to come back. */
+const readAttempts = 8;
+
 /**
  * Records a delivery and has its ref read. One that came before has no further effect, unless reading the ref failed then.
  * @returns its id
@@ -137,9 +140,13 @@ async function queueRead(tx: Tx, source: NoticedSource, asked: Asked): Promise<s
   if (waiting === undefined) {
     const { projectId } = source;
     const afterJobId = head.openJobId ?? busy[0]?.id ?? null;
-    await insertJob(tx, { id, projectId, kind: "source", subjectId: source.id, payload, afterJobId });
+    const job = { id, projectId, kind: "source" as const, subjectId: source.id, payload, afterJobId };
+    await insertJob(tx, { ...job, maxAttempts: readAttempts });
   } else {
-    await tx`update jobs set payload = payload - 'auth' || ${JSON.stringify(payload)}::text::jsonb where id = ${id}`;
+    // One that waits for its next attempt need not any more.
+    await tx`
+      update jobs set payload = payload - 'auth' || ${JSON.stringify(payload)}::text::jsonb, run_at = now(), attempt = 0
+      where id = ${id}`;
     // Who claims passes by the row while it is locked.
     await wake(tx, topics.jobs);
   }

@@ -61,12 +61,14 @@ export async function insertJob(
     payload: Record<string, unknown>;
     /** The job whose end it waits for. */
     afterJobId?: string | null;
+    /** 3 unless told. */
+    maxAttempts?: number;
   },
 ): Promise<void> {
   await tx`
-    insert into jobs (id, project_id, kind, subject_id, payload, after_job_id)
+    insert into jobs (id, project_id, kind, subject_id, payload, after_job_id, max_attempts)
     values (${job.id}, ${job.projectId}, ${job.kind}, ${job.subjectId}, ${JSON.stringify(job.payload)}::text::jsonb,
-      ${job.afterJobId ?? null})`;
+      ${job.afterJobId ?? null}, ${job.maxAttempts ?? 3})`;
   await tx`select pg_notify('berth', ${topics.jobs})`;
 }
 

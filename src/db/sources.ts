@@ -111,7 +111,7 @@ export async function replaceSecret(tx: Tx, projectId: string, id: string, secre
 /** Removes a source that is locked, with what was told of it; what waits to be read of it is cancelled. Its builds stay. */
 export async function deleteSource(tx: Tx, projectId: string, id: string): Promise<void> {
   await tx`
-    update jobs set status = 'cancelled', finished_at = now()
+    update jobs set status = 'cancelled', finished_at = now(), payload = payload - 'auth'
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;
   await tx`delete from sources where project_id = ${projectId} and id = ${id}`;
 }

@@ -165,6 +165,21 @@ describe("what comes again", () => {
     expect(await jobs(web)).toMatchObject([{ status: "running" }, { status: "queued", after_job_id: reading?.id }]);
   });
 
+  test("while the next attempt at reading is waited for is read at once", async () => {
+    const web = await source("github");
+    await github(web, "d1");
+    const waiting = async () =>
+      (
+        await api.database
+          .owner`select attempt, max_attempts, run_at <= now() as due from jobs where subject_id = ${web.id}`
+      )[0];
+    expect(await waiting()).toEqual({ attempt: 0, max_attempts: 8, due: true });
+    await api.database.owner`
+      update jobs set attempt = 5, run_at = now() + interval '1 minute' where subject_id = ${web.id}`;
+    await github(web, "d2");
+    expect(await waiting()).toEqual({ attempt: 0, max_attempts: 8, due: true });
+  });
+
   test("after reading failed is read again", async () => {
     const web = await source("github");
     const first = await github(web, "d1");
