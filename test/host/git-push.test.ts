@@ -1,8 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import type { Server } from "node:http";
 import type { AddressInfo } from "node:net";
+import { dirname } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { recoverPushes } from "../../src/routes/git/push-builds.ts";
+import { Repositories } from "../../src/routes/git/repositories.ts";
 import { closeServer, listen } from "../../src/routes/listener.ts";
 import { DrivenHost } from "../support/driven-host.ts";
 import { GitClient } from "../support/git-client.ts";
@@ -47,6 +50,16 @@ interface Build {
   status: string;
   source: { commit: string; ref: string; url: string };
 }
+/** What runs in a source's repository. */
+const runsIn = (sourceId: string) =>
+  readdirSync("/proc").filter((pid) => {
+    try {
+      return /^\d+$/.test(pid) && readFileSync(`/proc/${pid}/environ`, "latin1").includes(`/${sourceId}.git`);
+    } catch {
+      return false;
+    }
+  });
+
 const builds = async () => (await host.ask<{ items: Build[] }>("GET", "/v1/builds")).body.items;
 
 describe("git push to Berth", () => {
@@ -106,21 +119,27 @@ describe("git push to Berth", () => {
     await client.commit({ Dockerfile: 'FROM box:1\nRUN sleep 3\nCMD ["sleep", "600"]\n' });
     const { child, ended } = client.start(["push", url("away"), "main"]);
     await expect.poll(async () => (await builds())[0]?.status).toBe("running");
+    const { body: source } = await host.ask<{ id: string }>("GET", "/v1/sources/away");
+    expect(runsIn(source.id)).not.toEqual([]);
     process.kill(-(child.pid ?? 0), "SIGKILL");
     await ended;
+    await expect.poll(() => runsIn(source.id)).toEqual([]);
     await expect.poll(async () => (await builds())[0]?.status, { timeout: 30_000 }).toBe("succeeded");
   });
 
-  test("whose end nobody saw is built at the next one, though that brings nothing new", async () => {
+  test("whose API was killed before it looked is built by the next one", async () => {
     await client.commit({ Dockerfile: "FROM box:1\n" });
     await client.git("push", url("unseen"), "main");
     const { body: source } = await host.ask<{ id: string }>("GET", "/v1/sources/unseen");
+    const path = host.api.services.repositories.pathOf(host.project.id, source.id);
+    const limits = { repositoryBytes: 1e9, packBytes: 1e9 };
+    await new Repositories(dirname(dirname(path)), limits).beginPush(path);
     const commit = await client.commit({ more: "of it" });
-    // The ref is there, as when the API was killed before it looked.
-    await client.git("push", host.api.services.repositories.pathOf(host.project.id, source.id), "main");
-    expect((await builds()).some((build) => build.source.commit === commit)).toBe(false);
-    expect((await client.git("push", url("unseen"), "main")).stderr).toContain("Everything up-to-date");
-    await expect.poll(async () => (await builds())[0]?.source.commit).toBe(commit);
+    await client.git("push", path, "main");
+    expect((await builds())[0]?.source.commit).not.toBe(commit);
+    await recoverPushes(host.api.services);
+    expect((await builds())[0]?.source.commit).toBe(commit);
+    expect(readdirSync(`${path}/berth-pushes`)).toEqual([]);
   });
 
   test("runs no hook and no program that the pushed content names", async () => {

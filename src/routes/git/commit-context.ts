@@ -3,12 +3,6 @@ import { commitPattern, type GitSource } from "../../core/git-source.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import { askGit, startGit } from "./program.ts";
 
-/** The commit that a ref is at; null: it is none, or at something that is no commit. */
-export async function commitOf(repository: string, ref: string): Promise<string | null> {
-  const found = await askGit(repository, ["rev-parse", "--verify", "--quiet", "--end-of-options", `${ref}^{commit}`]);
-  return found !== null && commitPattern.test(found) ? found : null;
-}
-
 /**
  * Stores a commit's tree, or a directory of it, as the tar of a build's context, as a checkout would have it: what a
  * worker of any host builds from.

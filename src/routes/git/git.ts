@@ -53,27 +53,25 @@ export function addGit(app: App, services: Services): void {
     return { scope, source, repository, address: `/git/${project.name}/${source.name}.git` };
   };
 
-  /** Makes good what an earlier push has not come to, and keeps the repository small. */
-  const settle = (pushed: PushedTo) => {
+  /** Follows a push; whatever becomes of it, what it has brought is built, and the repository kept small. */
+  const attend = (pushed: PushedTo, run: GitRun, signal: AbortSignal, known: () => Promise<void>) => {
     const { repository } = pushed;
-    const work = async () => {
-      await buildBranches(services, pushed);
-      await repositories.compact(repository);
-    };
-    repositories.inTurn(repository, work).catch((thrown: unknown) => {
-      const error = asBerthError(thrown);
-      if (error.status >= 500) log.warn({ err: thrown, source: pushed.source.id }, "a push's builds did not begin");
-    });
-  };
-
-  const attend = (pushed: PushedTo, run: GitRun, signal: AbortSignal) => {
     const late = setTimeout(run.stop, maxReceiveMs);
     void attendPush(services, pushed, run.channel, signal, () => clearTimeout(late));
-    void run.ended
+    const settle = async () => {
+      await buildBranches(services, pushed);
+      await known();
+      await repositories.compact(repository);
+    };
+    run.ended
       .catch(() => undefined)
       .then(() => {
         clearTimeout(late);
-        settle(pushed);
+        return repositories.inTurn(repository, settle);
+      })
+      .catch((thrown: unknown) => {
+        const error = asBerthError(thrown);
+        if (error.status >= 500) log.warn({ err: thrown, source: pushed.source.id }, "a push's builds did not begin");
       });
   };
 
@@ -84,6 +82,8 @@ export function addGit(app: App, services: Services): void {
     const { maxPackBytes } = repositories;
     const method = path === service ? "POST" : "GET";
     try {
+      const known =
+        method === "POST" && service === "git-receive-pack" ? await repositories.beginPush(pushed.repository) : null;
       return await serveGit(
         {
           repository: pushed.repository,
@@ -99,7 +99,7 @@ export function addGit(app: App, services: Services): void {
         },
         (run) => {
           void run.ended.catch(() => undefined).then(() => held.close());
-          if (method === "POST" && service === "git-receive-pack") attend(pushed, run, signal);
+          if (known !== null) attend(pushed, run, signal, known);
         },
       );
     } catch (error) {
@@ -123,9 +123,7 @@ export function addGit(app: App, services: Services): void {
     answer(c, async () => {
       const service = c.req.query("service") ?? "";
       if (!isService(service)) throw new BerthError("invalid_request", "Only git's smart protocol is spoken here.");
-      const pushed = await open(c, service);
-      if (service === "git-receive-pack") settle(pushed);
-      return serve(c, service, pushed, "info/refs");
+      return serve(c, service, await open(c, service), "info/refs");
     }),
   );
 

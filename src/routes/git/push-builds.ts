@@ -1,11 +1,13 @@
+import { commitPattern } from "../../core/git-source.ts";
 import { newId } from "../../core/ids.ts";
 import { defaultBranch, refName, trackedRefs } from "../../core/source.ts";
+import { findProject } from "../../db/projects.ts";
 import { type Scope, transact } from "../../db/scope.ts";
 import { buildHead } from "../../db/source-builds.ts";
 import { findSource, type SourceRow } from "../../db/sources.ts";
 import type { Services } from "../context.ts";
 import { checkOpenJobs } from "../jobs.ts";
-import { commitOf, storeCommit } from "./commit-context.ts";
+import { storeCommit } from "./commit-context.ts";
 import { askGit } from "./program.ts";
 
 /** A repository that is pushed to Berth, with its source and where clients find it. */
@@ -29,20 +31,20 @@ export interface BuiltBranch {
 }
 
 /**
- * Builds what the source's branches are at, where that was not built yet. It asks the repository, not the push: so it can
- * be done at any time and any number of times, and a push whose end nobody saw is made good at the next request. In turn,
- * so that an older commit is never built after a newer one.
+ * Builds what the source's branches are at, where that was not built yet. It asks the repository, not the push, so it can be
+ * done at any time and any number of times. To be done in turn, so that an older commit is never built after a newer one.
  */
 export async function buildBranches(services: Services, pushed: PushedTo): Promise<BuiltBranch[]> {
   const { sql, blobs, limits } = services;
   const { scope, repository, address } = pushed;
   const source = await findSource(sql, scope, pushed.source.id);
   if (source === null) return [];
+  const branches = await readBranches(repository);
   const built: BuiltBranch[] = [];
   for (const tracked of trackedRefs(source.branches)) {
-    const ref = tracked === defaultBranch ? await chooseDefault(repository) : tracked;
-    const commit = ref === null ? null : await commitOf(repository, ref);
-    if (ref === null || commit === null) continue;
+    const branch = tracked === defaultBranch ? await chooseDefault(repository, branches) : branches.get(tracked);
+    if (branch === undefined) continue;
+    const { ref, commit } = branch;
     const last = source.heads.find((head) => head.ref === tracked);
     if (last?.commit === commit) {
       built.push({ ref, commit, buildId: last.buildId, started: false });
@@ -61,14 +63,45 @@ export async function buildBranches(services: Services, pushed: PushedTo): Promi
   return built;
 }
 
-/** The repository's default branch; of one that was pushed to for the first time `main`, else `master`, else what came. */
-async function chooseDefault(repository: string): Promise<string | null> {
-  const now = await askGit(repository, ["symbolic-ref", "HEAD"]);
-  if (now !== null && (await commitOf(repository, now)) !== null) return now;
-  const branches = (await askGit(repository, ["for-each-ref", "--format=%(refname)", "refs/heads/"])) ?? "";
-  const names = branches.split("\n").filter((name) => name !== "");
-  const usual = ["refs/heads/main", "refs/heads/master"].find((name) => names.includes(name)) ?? names[0];
-  if (usual === undefined) return null;
-  await askGit(repository, ["symbolic-ref", "HEAD", usual]);
-  return usual;
+interface Branch {
+  /** `refs/heads/…` */
+  ref: string;
+  commit: string;
+  isDefault: boolean;
+}
+
+/** The repository's branches, by their full names. */
+async function readBranches(repository: string): Promise<Map<string, Branch>> {
+  const format = "--format=%(HEAD) %(objectname) %(refname)";
+  const text = (await askGit(repository, ["for-each-ref", format, "refs/heads/"])) ?? "";
+  return new Map(
+    text.split("\n").flatMap((line): [string, Branch][] => {
+      const [, mark = "", commit = "", ref = ""] = /^(.) (\S+) (.+)$/.exec(line) ?? [];
+      return commitPattern.test(commit) ? [[ref, { ref, commit, isDefault: mark === "*" }]] : [];
+    }),
+  );
+}
+
+/** The default branch; of a repository that was pushed to for the first time `main`, else `master`, else what came. */
+async function chooseDefault(repository: string, branches: ReadonlyMap<string, Branch>): Promise<Branch | undefined> {
+  const all = [...branches.values()];
+  const now = all.find(({ isDefault }) => isDefault);
+  if (now !== undefined) return now;
+  const first = branches.get("refs/heads/main") ?? branches.get("refs/heads/master") ?? all[0];
+  if (first !== undefined) await askGit(repository, ["symbolic-ref", "HEAD", first.ref]);
+  return first;
+}
+
+/** Begins the builds of pushes whose end an earlier process of the API did not come to see. */
+export async function recoverPushes(services: Services): Promise<void> {
+  const { sql, repositories } = services;
+  for await (const { projectId, sourceId, path, known } of repositories.unfinished()) {
+    const scope = { projectId };
+    const [project, source] = await Promise.all([findProject(sql, scope, projectId), findSource(sql, scope, sourceId)]);
+    if (project !== null && source !== null) {
+      const address = `/git/${project.name}/${source.name}.git`;
+      await repositories.inTurn(path, () => buildBranches(services, { scope, source, repository: path, address }));
+    }
+    await known();
+  }
 }

@@ -6,6 +6,8 @@ import { askGit } from "./program.ts";
 /** The branch that an empty repository takes for its default until something is pushed. */
 const firstBranch = "main";
 const leftoverMs = 24 * 60 * 60_000;
+/** Where a repository has a note of each push that goes on. */
+const notes = "berth-pushes";
 /** So many packs are made one: each push adds one. */
 const maxPacks = 50;
 
@@ -13,7 +15,10 @@ const maxPacks = 50;
  * Runs when a push has updated refs. It tells which to whoever started git, on descriptor 3, with an empty line at the
  * end, and prints what it is answered there: git sends that to the client's terminal.
  */
-const postReceive = "#!/bin/sh\ncat >&3 && echo >&3 && exec cat <&3\n";
+const postReceive = `#!/bin/sh
+while read -r update; do echo "$update"; done >&3
+echo >&3 && exec cat <&3
+`;
 
 /** The repositories that are pushed to Berth: bare ones, one a source, below a directory of the API's own. */
 export class Repositories {
@@ -22,6 +27,8 @@ export class Repositories {
   /** The last of each repository's work that goes one after the other. */
   readonly #busy = new Map<string, Promise<unknown>>();
 
+  /** Notes of pushes that this process attends to. */
+  readonly #own = new Set<string>();
   /** What one push may bring. */
   readonly maxPackBytes: number;
 
@@ -67,6 +74,38 @@ export class Repositories {
       await rm(made, { recursive: true, force: true });
     }
     return path;
+  }
+
+  /** Notes that a push begins, until the returned function says that its builds have begun. */
+  async beginPush(path: string): Promise<() => Promise<void>> {
+    const note = `${path}/${notes}/${randomUUID()}`;
+    await mkdir(`${path}/${notes}`, { recursive: true });
+    this.#own.add(note);
+    await writeFile(note, "");
+    return async () => {
+      await rm(note, { force: true });
+      this.#own.delete(note);
+    };
+  }
+
+  /** Repositories with pushes of earlier processes whose builds may not have begun. `known` says that they have. */
+  async *unfinished(): AsyncGenerator<{
+    projectId: string;
+    sourceId: string;
+    path: string;
+    known: () => Promise<void>;
+  }> {
+    for (const projectId of (await names(this.#directory)).filter((name) => name.startsWith("prj_"))) {
+      for (const name of (await names(`${this.#directory}/${projectId}`)).filter((each) => each.endsWith(".git"))) {
+        const path = `${this.#directory}/${projectId}/${name}`;
+        const all = (await names(`${path}/${notes}`)).map((note) => `${path}/${notes}/${note}`);
+        const begun = all.filter((note) => !this.#own.has(note));
+        const known = async () => {
+          for (const note of begun) await rm(note, { force: true });
+        };
+        if (begun.length > 0) yield { projectId, sourceId: name.slice(0, -".git".length), path, known };
+      }
+    }
   }
 
   /** Removes repositories whose source is gone, and what pushes that were killed left in the others. */
