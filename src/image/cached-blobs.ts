@@ -1,9 +1,11 @@
 import { createHash } from "node:crypto";
+import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
 import type { BlobStore, ByteRange, PutExpectation, StoredBlob } from "./blobs.ts";
-import { type FarBlobs, passingUnlessOurs, resumed } from "./far-blobs.ts";
+import { type FarBlobs, passing } from "./far-blobs.ts";
 import type { FileBlobs } from "./file-blobs.ts";
+import { type BreakingSource, resumed } from "./resumed.ts";
 import type { Retry } from "./retry.ts";
 
 /**
@@ -31,16 +33,25 @@ export class CachedBlobs implements BlobStore {
     const copy = await this.#openNear(digest, range);
     if (copy !== null) return copy;
     const abort = new AbortController();
-    const from = range ?? { start: 0 };
-    const first = await this.#retry.run(abort.signal, async () => {
-      try {
-        return await this.#far.read(digest, from, abort.signal);
-      } catch (error) {
-        throw passingUnlessOurs(error, abort.signal);
-      }
-    });
-    if (first === null) throw new BerthError("not_found", `There is no blob ${digest}.`);
-    const bytes = resumed(this.#far, digest, from, first, this.#retry, abort.signal);
+    const { signal } = abort;
+    const start = range?.start ?? 0;
+    const read = async (at: number): Promise<IncomingMessage> => {
+      const response = await this.#far.read(digest, { ...range, start: at }, signal);
+      if (response === null) throw new BerthError("not_found", `There is no blob ${digest}.`);
+      return response;
+    };
+    // Whether there is such a blob, and how much of it, is known before the stream is.
+    let first: IncomingMessage | null = await this.#retry.run(signal, () => read(start));
+    const span = { start, end: start + Number(first.headers["content-length"]) };
+    const source: BreakingSource = {
+      read: async (at) => {
+        const response = first ?? (await read(at));
+        first = null;
+        return response;
+      },
+      broken: passing,
+    };
+    const bytes = resumed(source, span, this.#retry, signal);
     const stream = Readable.from(range === undefined ? verified(bytes, digest) : bytes, { objectMode: false });
     // Also what waits for a silent server ends with its reader.
     return stream.once("close", () => abort.abort(new Error("the reader is gone")));

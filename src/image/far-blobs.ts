@@ -3,7 +3,7 @@ import type { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
 import type { ByteRange, StoredBlob } from "./blobs.ts";
 import { readBody } from "./http.ts";
-import { type Retry, Transient } from "./retry.ts";
+import { Transient } from "./retry.ts";
 
 /** A blob to send; `open` gives its bytes from `start` to `end`, both included, and may be called again. */
 export interface OutgoingBlob extends StoredBlob {
@@ -66,38 +66,4 @@ export async function answeredText(response: IncomingMessage): Promise<string> {
   const bytes = await readBody(response, 64 << 10).catch(() => null);
   response.destroy();
   return bytes?.toString("utf8") ?? "";
-}
-
-/**
- * The blob's bytes; where the connection breaks off they are asked for from there. `first` is the answer to `range`.
- * @throws BerthError `blob_store_error` when it breaks off too often without any progress; the signal's reason
- */
-export async function* resumed(
-  far: FarBlobs,
-  digest: string,
-  range: ByteRange,
-  first: IncomingMessage,
-  retry: Retry,
-  signal: AbortSignal,
-): AsyncGenerator<Buffer, void, undefined> {
-  let at = range.start;
-  const end = at + Number(first.headers["content-length"]);
-  let response: IncomingMessage | null = first;
-  for (let failures = 0; at < end; ) {
-    try {
-      response ??= await far.read(digest, { ...range, start: at }, signal);
-      if (response === null) throw new BerthError("not_found", `There is no blob ${digest} any more.`);
-      for await (const chunk of response as AsyncIterable<Buffer>) {
-        at += chunk.length;
-        failures = 0;
-        yield chunk;
-      }
-      if (at < end) throw passing("broke off a transfer");
-    } catch (error) {
-      await retry.wait(passingUnlessOurs(error, signal), ++failures, signal);
-    } finally {
-      response?.destroy();
-      response = null;
-    }
-  }
 }

@@ -3,6 +3,7 @@ import { BerthError } from "../core/errors.ts";
 import { digestOf } from "./digest.ts";
 import { acceptedManifests, type Descriptor } from "./manifest.ts";
 import type { RegistrySession } from "./registry-session.ts";
+import { type BreakingSource, resumed } from "./resumed.ts";
 import type { Retry } from "./retry.ts";
 
 export interface FetchedManifest {
@@ -60,25 +61,12 @@ export class Repository {
    * A blob's bytes. When the connection breaks the rest is asked for by range. Whoever reads checks size and digest.
    * @throws BerthError `registry_unreachable`, `registry_error`, `registry_denied`.
    */
-  async *blob(descriptor: Descriptor, signal: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
-    let received = 0;
-    for (let failures = 0; received < descriptor.size; ) {
-      try {
-        const response = await this.#blob(descriptor, received, signal);
-        try {
-          for await (const chunk of this.#body(response)) {
-            received += chunk.length;
-            failures = 0;
-            yield chunk;
-          }
-        } finally {
-          response.destroy();
-        }
-        if (received < descriptor.size) throw this.#session.unreachable("it ended the transfer early");
-      } catch (error) {
-        await this.#retry.wait(error, ++failures, signal);
-      }
-    }
+  blob(descriptor: Descriptor, signal: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+    const source: BreakingSource = {
+      read: (start) => this.#blob(descriptor, start, signal),
+      broken: (how, cause) => this.#session.unreachable(`it ${how}`, cause),
+    };
+    return resumed(source, { start: 0, end: descriptor.size }, this.#retry, signal);
   }
 
   /** The response with the blob's bytes from `start` on. */
@@ -98,14 +86,6 @@ export class Repository {
     }
     response.destroy();
     throw this.#session.wrong("broke off a transfer and can't go on with it");
-  }
-
-  async *#body(response: IncomingMessage): AsyncGenerator<Buffer, void, undefined> {
-    try {
-      for await (const chunk of response as AsyncIterable<Buffer>) yield chunk;
-    } catch (error) {
-      throw this.#session.unreachable("it broke off the transfer", error);
-    }
   }
 
   /** GET with authorization and redirects. Returns success and 404; anything else is an error. */
