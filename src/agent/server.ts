@@ -11,7 +11,7 @@ import { BerthError, toBerthError } from "../core/errors.ts";
 import { keyedServer } from "../core/keyed-tls.ts";
 import { sameSecret } from "../core/keys.ts";
 import { readContainer } from "../db/inbox.ts";
-import { logPath } from "../engine/converge.ts";
+import { logPath } from "../engine/container-start.ts";
 import type { AgentListen } from "../engine/host-registration.ts";
 import type { Services } from "../engine/services.ts";
 import { readLog } from "../isolation/container-log.ts";

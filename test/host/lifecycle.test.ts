@@ -19,6 +19,7 @@ interface Container {
   oomKilled: boolean;
   restartCount: number;
   ipAddress: string;
+  hostname: string | null;
   ports: { id: string; hostPort: number; status: string }[];
 }
 type Body = Record<string, unknown>;
@@ -200,9 +201,12 @@ describe("ports", () => {
   test("two instances of one image on two ports; a taken port is refused and starts nothing", async () => {
     const ports = [{ containerPort: 80 }];
     const one = await run(serve, { name: "one", ports });
-    const two = await run(serve, { name: "two", ports });
+    const two = await run(serve, { name: "two", hostname: "two", ports });
     expect([one.ports[0]?.hostPort, two.ports[0]?.hostPort]).toEqual([firstPort, firstPort + 1]);
-    await expect.poll(() => page(firstPort)).toBe("one\n");
+    // Nobody named it: it is called by its address.
+    const { hostname, ipAddress } = await get(one.id);
+    expect(hostname).toBe(`ip-${String(ipAddress).replaceAll(".", "-")}`);
+    await expect.poll(() => page(firstPort)).toBe(`${String(hostname)}\n`);
     await expect.poll(() => page(firstPort + 1)).toBe("two\n");
     const taken = { image: "box:1", name: "three", ports: [{ containerPort: 80, hostPort: firstPort }] };
     expect((await host.ask<Problem>("POST", "/v1/containers", taken)).body).toMatchObject({
@@ -211,7 +215,11 @@ describe("ports", () => {
     });
     expect((await host.ask("GET", "/v1/containers/three")).status).toBe(404);
     await remove(one.id);
-    const again = await run(serve, { name: "four", ports: [{ containerPort: 80, hostPort: firstPort }] });
+    const again = await run(serve, {
+      name: "four",
+      hostname: "four",
+      ports: [{ containerPort: 80, hostPort: firstPort }],
+    });
     await expect.poll(() => page(firstPort)).toBe("four\n");
     await remove(two.id);
     await remove(again.id);
@@ -219,7 +227,7 @@ describe("ports", () => {
   });
 
   test("are added to and taken from a running container", async () => {
-    const { id } = await run(serve, { name: "live" });
+    const { id } = await run(serve, { name: "live", hostname: "live" });
     const added = await host.ask<{ id: string; hostPort: number }>("POST", "/v1/ports", {
       containerId: id,
       containerPort: 80,

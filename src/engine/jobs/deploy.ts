@@ -18,7 +18,7 @@ import { insertPort, newPort, PortRefused, portError, touchContainer } from "../
 import { type Tx, transact, wake } from "../../db/scope.ts";
 import { Changes, topics } from "../../db/wakeups.ts";
 import { readLog } from "../../isolation/container-log.ts";
-import { logPath } from "../converge.ts";
+import { logPath } from "../container-start.ts";
 import { createVersion } from "../deploy-container.ts";
 import type { JobHandler } from "../runner.ts";
 import type { Services } from "../services.ts";

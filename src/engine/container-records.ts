@@ -1,0 +1,55 @@
+import type postgres from "postgres";
+import { BerthError } from "../core/errors.ts";
+import type { Health } from "../core/health.ts";
+import {
+  eraseContainer,
+  type Fence,
+  type InboxContainer,
+  type SeenPatch,
+  writeHealth,
+  writePorts,
+  writeSeen,
+} from "../db/inbox.ts";
+
+/** What a worker writes of its host's containers; nothing once a newer session of the host has taken over. */
+export class ContainerRecords {
+  readonly #sql: postgres.Sql;
+  readonly #fence: Fence;
+
+  constructor(sql: postgres.Sql, fence: Fence) {
+    this.#sql = sql;
+    this.#fence = fence;
+  }
+
+  /**
+   * Writes what was seen, with an event when one is named.
+   * @throws BerthError `unavailable` when the row is no longer this session's: no step may follow on it.
+   */
+  async seen(
+    container: InboxContainer,
+    patch: SeenPatch,
+    event?: string,
+    data: Record<string, unknown> = {},
+  ): Promise<void> {
+    const told = event === undefined ? undefined : { type: event, data };
+    if (!(await writeSeen(this.#sql, this.#fence, container, patch, told))) {
+      throw new BerthError("unavailable", "A newer session of this host has taken over.");
+    }
+  }
+
+  /** Which ports are applied, and which no longer. */
+  async ports(container: InboxContainer, change: Parameters<typeof writePorts>[3]): Promise<void> {
+    if (Object.values(change).every((list) => list.length === 0)) return;
+    await writePorts(this.#sql, this.#fence, container, change);
+  }
+
+  /** See writeHealth. */
+  health(container: { id: string; run: number }, health: Health, why: string | null): Promise<void> {
+    return writeHealth(this.#sql, this.#fence, container, health, why);
+  }
+
+  /** Deletes the row. */
+  async erase(container: InboxContainer): Promise<void> {
+    await eraseContainer(this.#sql, this.#fence, container);
+  }
+}
