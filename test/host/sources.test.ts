@@ -77,7 +77,7 @@ async function told(id: string, of = source, seconds = 0): Promise<Delivery> {
 }
 
 /** The delivery once nothing more will become of it. */
-const ended = (delivery: Delivery, of = source) => told(delivery.id, of, 30);
+const ended = (delivery: Delivery, of = source) => told(delivery.id, of, 60);
 
 async function builds(of = source): Promise<Build[]> {
   const list = await host.ask<{ items: Build[] }>("GET", "/v1/builds?limit=200");
@@ -155,10 +155,32 @@ test("without branches the default branch is followed; another that moves builds
   });
 });
 
+test("with a deploy template a push becomes what its port answers", async () => {
+  await host.buildBusybox("box:1");
+  const script = "exec httpd -f -p 8080 -h /";
+  const push = (text: string) => {
+    const dockerfile = `FROM box:1\nCOPY page.html /index.html\nCMD ["/bin/sh", "-c", "${script}"]\n`;
+    server.commit("live", { Dockerfile: dockerfile, "page.html": text });
+    server.git("checkout", "--quiet", "main");
+  };
+  const web = await create({ branches: ["live"], deploy: { ports: [{ containerPort: 8080, hostPort: 19_305 }] } });
+  const told = { of: web, body: JSON.stringify({ ref: "refs/heads/live" }) };
+  for (const text of ["first", "second"]) {
+    push(text);
+    const { buildId } = await ended(await notify(told), web);
+    const { body } = await host.ask<{ items: { id: string }[] }>("GET", `/v1/deployments?buildId=${String(buildId)}`);
+    const path = `/v1/deployments/${body.items[0]?.id ?? ""}`;
+    const deployed = await host.ask<{ status: string }>("GET", path, undefined, { prefer: "wait=60" });
+    expect(deployed.body).toMatchObject({ status: "succeeded" });
+    expect(await (await fetch("http://127.0.0.1:19305/")).text()).toBe(text);
+  }
+  await host.ask("DELETE", `/v1/sources/${web.id}`);
+});
+
 test("a build that is asked for builds again what was built last", async () => {
   const commit = change("again");
   await ended(await notify());
-  const asked = await host.ask<Delivery>("POST", `/v1/sources/${source.id}/build`, {}, { prefer: "wait=30" });
+  const asked = await host.ask<Delivery>("POST", `/v1/sources/${source.id}/build`, {}, { prefer: "wait=60" });
   expect(asked).toMatchObject({ status: 200, body: { status: "built" } });
   expect((await builds()).map((build) => build.source.commit)).toEqual([commit, commit]);
 });
@@ -178,11 +200,11 @@ test("what can't be read fails with its reason, and is read again when told once
     detail: 'Berth does not connect to "10.1.2.3": it is in a private or reserved network.',
   });
   await host.ask("PATCH", `/v1/sources/${web.id}`, { url: url(), branches: ["gone"] });
-  const gone = await host.ask<Delivery>("POST", `/v1/sources/${web.id}/build`, {}, { prefer: "wait=30" });
+  const gone = await host.ask<Delivery>("POST", `/v1/sources/${web.id}/build`, {}, { prefer: "wait=60" });
   expect(gone.body).toMatchObject({ status: "failed", detail: `The git repository "${url()}" has no branch "gone".` });
   await host.ask("PATCH", `/v1/sources/${web.id}`, { branches: ["main"] });
   const path = `/v1/sources/${web.id}/deliveries/${failed.id}/redeliver`;
-  const again = await host.ask<Delivery>("POST", path, undefined, { prefer: "wait=30" });
+  const again = await host.ask<Delivery>("POST", path, undefined, { prefer: "wait=60" });
   expect(again).toMatchObject({ status: 200, body: { id: failed.id, status: "built", detail: null } });
 });
 
@@ -238,7 +260,7 @@ test("a build of a private repository takes credentials of its own", async () =>
       "POST",
       "/v1/builds",
       { source: { git: { url: url("/private.git"), auth } } },
-      { prefer: "wait=30" },
+      { prefer: "wait=60" },
     );
   expect((await build(gitLogin)).body).toMatchObject({ status: "succeeded" });
   const wrong = await build({ ...gitLogin, password: "hunter3" });
