@@ -67,7 +67,7 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
     // What a forgotten host still runs nobody wants any more, whether it may come back or not.
     if (opened === null && known === "forgotten") await sandboxes.sweep([]);
   }
-  if (opened === null) throw new ConfigError(`BERTH_JOIN_TOKEN: is needed, as this host is ${String(known)}`);
+  if (opened === null) throw new ConfigError("BERTH_JOIN_TOKEN: is needed, as this host is new or was forgotten");
   const { rebooted, key, ...host } = opened;
   const wakeups = await Wakeups.open(connection.sql);
   const { openSealed, blobs } = clusterMeans(config, admission, opened, connection.sql);

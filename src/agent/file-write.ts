@@ -45,7 +45,10 @@ async function writeEntry(
   if (name === null) return;
   const into = await makeDirectory(root, directory, parent);
   try {
-    if (entry.type === "directory") return await writeDirectory(root, into, name, entry);
+    if (entry.type === "directory") {
+      await writeDirectory(root, into, name, entry);
+      return;
+    }
     // Made beside its place under a name that nothing has, and then put there.
     const draft = `.berth-${randomUUID()}`;
     try {
@@ -75,7 +78,7 @@ async function makeDraft(
       const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
       const file = await open(nameIn(into, draft), flags, 0o600);
       try {
-        for await (const chunk of entry.content) {
+        for await (const chunk of entry.content as AsyncIterable<Uint8Array>) {
           signal.throwIfAborted();
           await file.writeFile(chunk);
         }
@@ -104,7 +107,9 @@ async function makeDraft(
       }
       return;
     }
-    default:
+    case "directory":
+    case "fifo":
+    case "device":
       throw invalid(entry, `is a ${entry.type}; files, directories and links can be written`);
   }
 }

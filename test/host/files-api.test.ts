@@ -42,7 +42,7 @@ const request = (
       ...(more.body === undefined ? {} : { "content-type": "application/x-tar" }),
     },
     ...(more.body === undefined ? {} : { body: more.body, duplex: "half" }),
-  } as RequestInit);
+  });
 
 const tarOf = async (...entries: LayerEntry[]) => new Uint8Array(await collect(writeTar(entries)));
 const problem = async (response: Response) => [response.status, ((await response.json()) as Problem).code];
