@@ -9,11 +9,16 @@ const root = new URL("../..", import.meta.url).pathname;
 /** As the peer; the disk limit is the default one. */
 const limits = { cpus: 1, memory: 128 << 20, pids: 128 };
 
+export interface Berth extends Engine {
+  /** Where a source of the default project is pushed to. */
+  gitUrl(source: string): string;
+}
+
 /**
  * Berth as `npm start` runs it, with a data directory, a port and a port range of its own.
  * @param registry `address:port` of the registry that it may reach
  */
-export async function startBerth(port: number, registry: string): Promise<Engine> {
+export async function startBerth(port: number, registry: string): Promise<Berth> {
   const dataDir = await mkdtemp("/var/lib/berth-bench-");
   const env = {
     ...process.env,
@@ -36,6 +41,7 @@ export async function startBerth(port: number, registry: string): Promise<Engine
   const api = new Client({ host: "127.0.0.1", port }, { authorization: `Bearer ${token}`, "berth-project": project });
   return {
     name: "Berth",
+    gitUrl: (source) => `http://bench:${token}@127.0.0.1:${String(port)}/git/default/${source}.git`,
     async build(tag, context) {
       const build = await api.json<{ status: string; error?: unknown }>(
         "POST",

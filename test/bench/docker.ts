@@ -15,6 +15,8 @@ export interface Docker extends Engine {
   hostAddress: string;
   /** `docker build` with BuildKit, as a whole process. */
   cliBuild(tag: string, contextDir: string): Promise<void>;
+  /** Builds, and runs the image in the place of the container of this name; answers with its port's URL. */
+  cliReplace(name: string, contextDir: string, port: number): Promise<string>;
 }
 
 /**
@@ -67,6 +69,10 @@ export async function startDocker(): Promise<Docker | null> {
   await up;
   const api = new Client({ socketPath: socket });
   const { Version: version } = await api.json<{ Version: string }>("GET", "/version");
+  const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
+  const cliBuild = async (tag: string, contextDir: string) => {
+    await run("/usr/bin/docker", ["build", "-q", "-t", tag, contextDir], { env });
+  };
   return {
     name: `Docker ${version}`,
     version,
@@ -75,9 +81,12 @@ export async function startDocker(): Promise<Docker | null> {
       const answer = await api.send("POST", `/build?t=${encodeURIComponent(tag)}`, context);
       if (answer.status !== 200) throw new Error(answer.body.toString());
     },
-    async cliBuild(tag, contextDir) {
-      const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
-      await run("/usr/bin/docker", ["build", "-q", "-t", tag, contextDir], { env });
+    cliBuild,
+    async cliReplace(name, contextDir, port) {
+      await cliBuild(name, contextDir);
+      await run("/usr/bin/docker", ["rm", "--force", name], { env });
+      await run("/usr/bin/docker", ["run", "--detach", "--name", name, "--publish", `${port}:${port}`, name], { env });
+      return `http://${subnet}.2:${String(port)}/`;
     },
     async start(image, command) {
       const body = { Image: image, Cmd: command, HostConfig: limits };

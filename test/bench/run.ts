@@ -1,17 +1,18 @@
 import { access } from "node:fs/promises";
 import { startRegistry, type TestRegistry } from "../support/registry.ts";
-import { startBerth } from "./berth.ts";
+import { type Berth, startBerth } from "./berth.ts";
 import { contextTar } from "./context.ts";
 import { debianBase } from "./debian.ts";
 import { type Docker, startDocker } from "./docker.ts";
 import type { Engine } from "./engine.ts";
+import { measurePushes } from "./pushes.ts";
 import { measureRebuilds } from "./rebuilds.ts";
 import { stampProgram } from "./stamp.ts";
 import { measureStarts, startRows } from "./starts.ts";
 import { formatTable, type Row } from "./table.ts";
 import { measureTransfers, transferRows } from "./transfers.ts";
 
-// `npm run bench [-- --runs N --only starts,rebuilds,transfers]`: the same work by Berth and by Docker Engine on this
+// `npm run bench [-- --runs N --only starts,rebuilds,pushes,transfers]`: the same work by Berth and by Docker Engine on this
 // machine, in turn, in one run.
 const option = (name: string) => process.argv[process.argv.indexOf(`--${name}`) + 1 || process.argv.length];
 const runs = Number(option("runs") ?? 40);
@@ -53,7 +54,7 @@ const hasRegistry = await access("/usr/bin/docker-registry").then(
   () => true,
   () => false,
 );
-let berth: Engine | null = null;
+let berth: Berth | null = null;
 let docker: Docker | null = null;
 let registry: TestRegistry | null = null;
 try {
@@ -63,6 +64,7 @@ try {
   const rows: Row[] = [];
   if (wanted("starts")) rows.push(...(await starts(berth, docker)));
   if (wanted("rebuilds")) rows.push(...(await measureRebuilds(berth, docker)));
+  if (wanted("pushes")) rows.push(...(await measurePushes(berth, docker)));
   if (wanted("transfers")) rows.push(...(await transfers(berth, docker, registry)));
   const peer = docker === null ? "(docker.io is not installed)" : `${docker.name} (Debian, of 2023)`;
   console.log(formatTable(rows, "Berth", peer));
