@@ -1,3 +1,5 @@
+import type { Healthcheck } from "../core/image.ts";
+
 /**
  * The `port/protocol` keys of `EXPOSE 80 53/udp 8000-8010 127.0.0.1:80:8080`: host parts have no meaning in an image.
  * null: not a port.
@@ -29,4 +31,21 @@ export function isSignal(text: string): boolean {
 /** Go's `%q` of a list of strings, which image histories show. */
 export function goStrings(strings: readonly string[]): string {
   return `[${strings.map((text) => JSON.stringify(text)).join(" ")}]`;
+}
+
+/** Go's `%+v` of a health check, which image histories show. */
+export function goHealthcheck(check: Healthcheck): string {
+  const { Test, Interval = 0, Timeout = 0, StartPeriod = 0, StartInterval = 0, Retries = 0 } = check;
+  const times = { Interval, Timeout, StartPeriod, StartInterval };
+  const shown = Object.entries(times).map(([name, time]) => `${name}:${goDuration(time)}`);
+  return `{Test:[${Test.join(" ")}] ${shown.join(" ")} Retries:${Retries}}`;
+}
+
+/** Nanoseconds as Go writes them: `1m30s`, `1.5s`, `500ms`, `0s`. At least a millisecond, unless 0. */
+function goDuration(nanoseconds: number): string {
+  if (nanoseconds > 0 && nanoseconds < 1e9) return `${nanoseconds / 1e6}ms`;
+  const hours = Math.floor(nanoseconds / 3600e9);
+  const minutes = Math.floor((nanoseconds % 3600e9) / 60e9);
+  const seconds = `${(nanoseconds % 60e9) / 1e9}s`;
+  return `${hours > 0 ? `${hours}h` : ""}${hours > 0 || minutes > 0 ? `${minutes}m` : ""}${seconds}`;
 }

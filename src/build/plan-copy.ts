@@ -33,8 +33,8 @@ export function planCopy(
     );
   }
   const chown = optional(instruction.chown);
-  const target = scope.word(instruction.destination, at);
-  if (target === "") throw dockerfileError(at, `the destination of ${keyword} is empty.`);
+  // Nothing is the working directory, as a variable that is not set may leave it.
+  const target = scope.word(instruction.destination, at) || "./";
   const sources = written.filter((source) => isRemote(source) === null);
   const inline = instruction.inline.map(({ name, content, expand }) => ({
     name,

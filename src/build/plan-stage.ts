@@ -3,7 +3,7 @@ import type { Dockerfile } from "./dockerfile.ts";
 import { copyOrigin, imageKey, type ResolvedStage } from "./graph.ts";
 import { heredocText, soleHeredoc } from "./heredoc.ts";
 import type { ArgInstruction, CommandLine, RunInstruction, StageInstruction } from "./instruction.ts";
-import { exposedPorts, goStrings, isSignal } from "./metadata.ts";
+import { exposedPorts, goHealthcheck, goStrings, isSignal } from "./metadata.ts";
 import { parseMount } from "./mount.ts";
 import type { PlanOptions } from "./options.ts";
 import type { CopyOrigin } from "./origin.ts";
@@ -112,6 +112,7 @@ class StagePlanner {
         return this.#expose(instruction);
       case "volume": {
         const paths = instruction.paths.map((path) => this.#word(path, instruction.at));
+        if (paths.includes("")) throw dockerfileError(instruction.at, "a path of VOLUME is empty.");
         this.#config.Volumes = { ...this.#config.Volumes, ...Object.fromEntries(paths.map((path) => [path, {}])) };
         return this.#meta(instruction, `VOLUME [${paths.join(" ")}]`);
       }
@@ -123,13 +124,13 @@ class StagePlanner {
       }
       case "healthcheck":
         this.#config.Healthcheck = instruction.healthcheck;
-        return this.#meta(instruction, instruction.text);
+        return this.#meta(instruction, `HEALTHCHECK ${goHealthcheck(instruction.healthcheck)}`);
       case "shell":
         this.#config.Shell = instruction.shell;
         return this.#meta(instruction, `SHELL [${instruction.shell.join(" ")}]`);
       case "onbuild":
         this.#config.OnBuild = [...(this.#config.OnBuild ?? []), instruction.trigger];
-        return this.#meta(instruction, `ONBUILD ${instruction.trigger}`);
+        return this.#meta(instruction, null);
       case "maintainer":
         this.#author = instruction.name;
         return this.#meta(instruction, `MAINTAINER ${instruction.name}`);
@@ -144,7 +145,7 @@ class StagePlanner {
     this.#steps.push({ ...body, index, stage: this.#name, instruction: written.text, at });
   }
 
-  #meta(written: { at: Location; text: string }, createdBy: string): void {
+  #meta(written: { at: Location; text: string }, createdBy: string | null): void {
     this.#push(written, { kind: "meta", createdBy });
   }
 
@@ -169,16 +170,15 @@ class StagePlanner {
 
   #arg(instruction: ArgInstruction): void {
     const given = this.#context.options.args;
-    const { at } = instruction;
     const shown: string[] = [];
-    // All of one instruction is expanded with the variables from before it.
-    const args = instruction.args.map((arg) => ({
-      name: this.#word(arg.name, at),
-      value: arg.value === null ? null : this.#word(arg.value, at),
-    }));
-    for (const { name, value } of args) {
-      this.#warnIfSecret("ARG", name, at);
-      const chosen = Object.hasOwn(given, name) ? given[name] : (value ?? this.#context.globals.variables.get(name));
+    // One after the other, unlike ENV's: a default may use those before it. One that is not needed is not expanded.
+    for (const { name, value } of instruction.args) {
+      this.#warnIfSecret("ARG", name, instruction.at);
+      const chosen = Object.hasOwn(given, name)
+        ? given[name]
+        : value === null
+          ? this.#context.globals.variables.get(name)
+          : this.#word(value, instruction.at);
       this.#scope.args.set(name, chosen);
       if (chosen !== undefined) this.#scope.variables.set(name, chosen);
       shown.push(chosen === undefined ? name : `${name}=${chosen}`);
@@ -230,7 +230,8 @@ class StagePlanner {
     }
     const args = command.form === "exec" ? command.args : this.#shell(command.text);
     if (instruction.kind === "cmd") {
-      this.#config.Cmd = args;
+      if (args.length === 0) delete this.#config.Cmd;
+      else this.#config.Cmd = args;
       this.#ownCommand = true;
     } else {
       this.#config.Entrypoint = args.length === 0 ? null : args;
@@ -242,7 +243,6 @@ class StagePlanner {
   #workdir(instruction: Of<"workdir">): void {
     const { at } = instruction;
     const written = this.#word(instruction.path, at);
-    if (written === "") throw dockerfileError(at, "WORKDIR is empty.");
     if (!written.startsWith("/") && !this.#steps.some((step) => step.kind === "workdir")) {
       this.#warn("WorkdirRelativePath", "the first WORKDIR should be absolute, not relative to the base image's", at);
     }
@@ -255,6 +255,7 @@ class StagePlanner {
   #expose(instruction: Of<"expose">): void {
     const { at } = instruction;
     const ports = instruction.ports
+      .toSorted()
       .flatMap((text) => this.#scope.words(text, at))
       .flatMap((text) => {
         const some = exposedPorts(text);

@@ -51,7 +51,7 @@ const cases: [text: string, ...expected: string[]][] = [
   ["FROM --platform=linux/amd64 debian", "1 FromPlatformFlagConstDisallowed"],
   ["FROM --platform=linux/amd64 debian AS build-amd64"],
   ["FROM --platform=$BUILDPLATFORM debian"],
-  ["FROM debian\nEXPOSE 80/TCP 127.0.0.1:80:90", "2 ExposeProtoCasing", "2 ExposeInvalidFormat"],
+  ["FROM debian\nEXPOSE 80/TCP 127.0.0.1:80:90", "2 ExposeInvalidFormat", "2 ExposeProtoCasing"],
 ];
 test.each(cases.map(([text, ...expected]) => ({ text, expected })))("$text: $expected", ({ text, expected }) => {
   expect(warnings(text, { B: "debian" }).filter((one) => !one.includes("UnusedBuildArg"))).toEqual(expected);

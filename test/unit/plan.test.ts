@@ -262,6 +262,7 @@ const refused: [string, RegExp][] = [
   ["ENV x=${y?must be given}", /must be given/],
   ["LABEL x=${y", /substitution/],
   ["USER", /USER needs an argument/],
+  ["VOLUME $unset", /path of VOLUME is empty/],
   ["ONBUILD FROM x", /:2:9: ONBUILD FROM is not allowed/],
   ["ONBUILD RUNN x", /did you mean RUN\?/],
 ];
@@ -359,4 +360,28 @@ test.each([
   "https://h example/x",
 ])("the named context %j is refused", (text) => {
   expect(() => parseNamedContext(text)).toThrow(BerthError);
+});
+
+const histories: [string, string | null][] = [
+  ["ARG GIVEN", "ARG GIVEN=1"],
+  ["ARG a=1 b=$a c", "ARG a=1 b=1 c"],
+  ["ARG GIVEN=${unset:?not needed}", "ARG GIVEN=1"],
+  ["EXPOSE 80 53/udp 8000-8001/tcp 443/TCP", "EXPOSE [443/tcp 53/udp 80/tcp 8000/tcp 8001/tcp]"],
+  ["HEALTHCHECK NONE", "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}"],
+  [
+    "HEALTHCHECK --interval=1h2m --timeout=1.5s --start-period=1m30s --start-interval=500ms --retries=2 CMD a b",
+    "HEALTHCHECK {Test:[CMD-SHELL a b] Interval:1h2m0s Timeout:1.5s StartPeriod:1m30s StartInterval:500ms Retries:2}",
+  ],
+  ["ONBUILD RUN x", null],
+  ["CMD []", "CMD []"],
+  ['CMD ["a", "b c"]', 'CMD ["a" "b c"]'],
+  ["VOLUME /a /b", "VOLUME [/a /b]"],
+  ["COPY --chown=1:2 --chmod=644 a b /d/", "COPY --chown=1:2 --chmod=644 a b /d/"],
+  ["WORKDIR $unset", "WORKDIR /"],
+  ["COPY a $unset", "COPY a ./"],
+  ["ENV a=1 b='x y'", "ENV a=1 b=x y"],
+];
+test.each(histories)("%s is in the history as BuildKit writes it", (line, expected) => {
+  const built = plan(["FROM debian", line], { args: { GIVEN: "1" } });
+  expect(built.stages[0]?.steps[1]?.createdBy).toBe(expected);
 });
