@@ -6,7 +6,7 @@ import { identityKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
 import { sourceIds } from "./db/sources.ts";
-import { claimBlob, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
+import { claimBlob, dueBlobs, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
 import { Wakeups } from "./db/wakeups.ts";
 import { openClusterStore } from "./image/blob-stores.ts";
 import type { ClusterStore } from "./image/blobs.ts";
@@ -125,6 +125,7 @@ async function reach(bucket: ClusterStore): Promise<void> {
 async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> {
   try {
     const removed = await collectBlobs(blobs, {
+      due: () => dueBlobs(sql),
       needed: () => neededBlobs(sql),
       recordUnneeded: (digests) => recordUnneeded(sql, digests),
       removeUnneeded: (digest, remove) => removeUnneeded(sql, digest, remove),

@@ -12,15 +12,20 @@ export async function neededBlobs(sql: Pool): Promise<Set<string>> {
   return new Set(rows.map(({ digest }) => digest));
 }
 
-/** Records which blobs no row needs; returns those that nobody can count on any longer. */
-export async function recordUnneeded(sql: Pool, digests: readonly string[]): Promise<string[]> {
+/** Records which blobs no row needs: for those that are recorded already, since when stays. */
+export async function recordUnneeded(sql: Pool, digests: readonly string[]): Promise<void> {
   const all = [...digests];
-  const [, , due] = await sql.begin((tx) => [
+  await sql.begin((tx) => [
     tx`delete from unneeded_blobs where digest <> all (${all}::text[])`,
     tx`insert into unneeded_blobs (digest) select unnest(${all}::text[]) on conflict do nothing`,
-    tx<{ digest: string }[]>`select digest from unneeded_blobs where since < berth_unneeded_before()`,
   ]);
-  return due.map(({ digest }) => digest);
+}
+
+/** The recorded blobs that nobody can count on any longer, unless a row needs them. */
+export async function dueBlobs(sql: Pool): Promise<string[]> {
+  const rows = await sql<{ digest: string }[]>`
+    select digest from unneeded_blobs where since < berth_unneeded_before()`;
+  return rows.map(({ digest }) => digest);
 }
 
 /** Has the blob removed unless somebody has claimed it meanwhile. Whoever claims it now waits, and then sees it gone. */

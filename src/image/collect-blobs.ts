@@ -2,10 +2,12 @@ import type { ClusterStore } from "./blobs.ts";
 
 /** What the database knows of blobs. */
 export interface BlobRecords {
+  /** Those that were recorded as unneeded, and that nobody can count on any longer, unless a row needs them. */
+  due: () => Promise<string[]>;
   /** The digests that some row needs. */
   needed: () => Promise<Set<string>>;
-  /** Records which of the store's blobs no row needs; returns those that nobody can count on any longer. */
-  recordUnneeded: (digests: readonly string[]) => Promise<string[]>;
+  /** Records which of the store's blobs no row needs. */
+  recordUnneeded: (digests: readonly string[]) => Promise<void>;
   /** Calls `remove` unless the blob has been claimed meanwhile; whether it did. */
   removeUnneeded: (digest: string, remove: () => Promise<void>) => Promise<boolean>;
 }
@@ -20,13 +22,15 @@ const leftoverMs = 60 * 60 * 1000;
  */
 export async function collectBlobs(store: ClusterStore, records: BlobRecords): Promise<number> {
   await store.tidy(leftoverMs);
-  // Before the list: a blob that is stored meanwhile may be listed, and is then recorded at most.
+  const due = await records.due();
+  // After what is due: a job that has ended by then has recorded what it needs, and one that runs has claimed it.
   const needed = await records.needed();
+  let removed = 0;
+  for (const digest of due) {
+    if (!needed.has(digest) && (await records.removeUnneeded(digest, () => store.delete(digest)))) removed++;
+  }
   const unneeded: string[] = [];
   for await (const digest of store.list()) if (!needed.has(digest)) unneeded.push(digest);
-  let removed = 0;
-  for (const digest of await records.recordUnneeded(unneeded)) {
-    if (await records.removeUnneeded(digest, () => store.delete(digest))) removed++;
-  }
+  await records.recordUnneeded(unneeded);
   return removed;
 }

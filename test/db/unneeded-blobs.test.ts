@@ -1,12 +1,14 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
 import type postgres from "postgres";
 import { afterAll, beforeAll, beforeEach, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
-import { claimBlob, neededBlobs, recordUnneeded, removeUnneeded } from "../../src/db/unneeded-blobs.ts";
+import { claimBlob, dueBlobs, neededBlobs, recordUnneeded, removeUnneeded } from "../../src/db/unneeded-blobs.ts";
 import { collectBlobs } from "../../src/image/collect-blobs.ts";
+import { digestOf } from "../../src/image/digest.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { gather } from "../support/image.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
@@ -38,6 +40,7 @@ async function put(text: string): Promise<string> {
 
 const collect = () =>
   collectBlobs(store, {
+    due: () => dueBlobs(sql),
     needed: () => neededBlobs(sql),
     recordUnneeded: (digests) => recordUnneeded(sql, digests),
     removeUnneeded: (digest, remove) => removeUnneeded(sql, digest, remove),
@@ -181,3 +184,54 @@ test("a failing store keeps the record, so that the next round tries again", asy
   expect(await collect()).toBe(1);
   expect(await gather(store.list())).toEqual([]);
 });
+
+/** Jobs and collecting at once, for a while: what was recorded and was not there, and how much there was of both. */
+async function race(blobs: FileBlobs): Promise<{ lost: number; found: number; removed: number }> {
+  const { owner } = database;
+  // Without the hour only the open jobs protect what they count on.
+  await owner`create or replace function berth_unneeded_before() returns timestamptz
+    language sql stable security definer set search_path = public
+    as $$ select least(clock_timestamp(), min(started_at)) from jobs where finished_at is null $$`;
+  let working = true;
+  let removed = 0;
+  const collector = async () => {
+    while (working) removed += await collect();
+  };
+  let lost = 0;
+  let found = 0;
+  /** Jobs of few contents, which find what others have left, record it, and let it go again. */
+  const worker = async (name: number) => {
+    for (let round = 0; round < 40; round++) {
+      const id = newId("job");
+      await owner`insert into jobs (id, project_id, kind, payload, status, started_at)
+        values (${id}, ${projectId}, 'pull', '{}', 'running', clock_timestamp())`;
+      const text = `content ${(name + round * 7) % 5}`;
+      const digest = digestOf(Buffer.from(text));
+      if ((await blobs.size(digest)) === null) await blobs.put(Readable.from([Buffer.from(text)]), { maxBytes: 99 });
+      else found++;
+      await sleep(Math.random() * 5);
+      await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
+        values (${projectId}, ${id}, 'm', '{}', '{}', ${JSON.stringify([{ digest }])}::text::jsonb, 10)`;
+      await owner`update jobs set status = 'succeeded', finished_at = clock_timestamp() where id = ${id}`;
+      await sleep(Math.random() * 5);
+      if ((await readdir(join(directory, "sha256"))).includes(digest.slice(7))) {
+        await owner`delete from images where digest = ${id}`;
+      } else lost++;
+    }
+  };
+  const collectors = [collector(), collector()];
+  await Promise.all([0, 1, 2].map(worker));
+  working = false;
+  await Promise.all(collectors);
+  return { lost, found, removed };
+}
+
+test("whatever jobs and collecting do at once, what is recorded is there; without claims it is not", async () => {
+  const { lost, found, removed } = await race(store);
+  expect(lost).toBe(0);
+  // Both happened, and often.
+  expect(found).toBeGreaterThan(10);
+  expect(removed).toBeGreaterThan(10);
+  const careless = await race(new FileBlobs(directory));
+  expect(careless.lost).toBeGreaterThan(0);
+}, 60_000);
