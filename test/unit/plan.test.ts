@@ -365,7 +365,7 @@ test.each([
 const histories: [string, string | null][] = [
   ["ARG GIVEN", "ARG GIVEN=1"],
   ["ARG a=1 b=$a c", "ARG a=1 b=1 c"],
-  ["ARG GIVEN=${unset:?not needed}", "ARG GIVEN=1"],
+  ["ARG GIVEN=${unset:?needless}", "ARG GIVEN=1"],
   ["EXPOSE 80 53/udp 8000-8001/tcp 443/TCP", "EXPOSE [443/tcp 53/udp 80/tcp 8000/tcp 8001/tcp]"],
   ["HEALTHCHECK NONE", "HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}"],
   [
