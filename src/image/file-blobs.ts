@@ -76,11 +76,7 @@ export class FileBlobs implements ClusterStore {
         await incoming.append(source, sizeBytes);
         if (incoming.bytes < sizeBytes) throw new BerthError("invalid_request", "The content ended early.");
       } catch (error) {
-        if (incoming.bytes > start)
-          await incoming.sync().then(
-            () => incoming.moveTo(part),
-            () => undefined,
-          );
+        if (incoming.bytes > start) await keepPart(incoming, part);
         throw error;
       }
       // Whole and wrong, it is nothing to go on with.
@@ -157,6 +153,16 @@ export class FileBlobs implements ClusterStore {
     }
     this.#owner = owner;
     return owner;
+  }
+}
+
+/** Keeps what has come for the next attempt, if that can be done: why it broke off counts more. */
+async function keepPart(incoming: IncomingFile, part: string): Promise<void> {
+  try {
+    await incoming.sync();
+    await incoming.moveTo(part);
+  } catch {
+    // It begins anew then.
   }
 }
 
