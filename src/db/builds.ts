@@ -35,7 +35,12 @@ export async function findBuild(sql: Sql, scope: Scope, id: string): Promise<Bui
 export async function listBuilds(
   sql: Sql,
   scope: Scope,
-  filter: { labels: Record<string, string>; status?: JobStatus | undefined; tag?: string | undefined },
+  filter: {
+    labels: Record<string, string>;
+    status?: JobStatus | undefined;
+    tag?: string | undefined;
+    sourceId?: string | undefined;
+  },
   page: Page,
 ): Promise<Paged<BuildRow>[]> {
   const after = behind(sql, page, sql`created_at`, sql`id`);
@@ -45,10 +50,11 @@ export async function listBuilds(
       : sql`and request @> ${JSON.stringify({ labels: filter.labels })}::text::jsonb`;
   const status = filter.status === undefined ? sql`` : sql`and status = ${filter.status}`;
   const tag = filter.tag === undefined ? sql`` : sql`and ${filter.tag} = any(tags)`;
+  const source = filter.sourceId === undefined ? sql`` : sql`and source_id = ${filter.sourceId}`;
   const rows = await read<BuildRow>(
     sql,
     scope,
-    sql`${view(sql, sql`project_id = ${scope.projectId} ${labels} ${status} ${tag} ${after}`)}
+    sql`${view(sql, sql`project_id = ${scope.projectId} ${labels} ${status} ${tag} ${source} ${after}`)}
       order by builds.created_at desc, builds.id limit ${page.limit}`,
   );
   return paged(rows, lifetime);

@@ -25,6 +25,7 @@ import { ownName } from "./images.ts";
 import { checkOpenJobs, hasEnded, requestCancel } from "./jobs.ts";
 import { json, operation } from "./operation.ts";
 import { idParam, labelFilter, listOf, listSchema, notFound, pageOf, pageQuery } from "./parameters.ts";
+import { Uploads } from "./uploads.ts";
 import { preferHeader, settle } from "./waiting.ts";
 
 const tag = "Builds";
@@ -68,6 +69,7 @@ const list = operation({
       label: labelFilter,
       status: z.enum(jobStatuses).optional(),
       tag: z.string().max(512).optional().openapi({ example: "web:1" }),
+      sourceId: z.string().max(64).optional().openapi({ description: "Only those that this source began." }),
     }),
   },
   responses: { 200: json(listSchema("BuildList", Build), "A page of builds") },
@@ -122,6 +124,8 @@ async function storeContext(services: Services, c: Request) {
 
 export function addBuilds(app: App, services: Services): void {
   const { sql } = services;
+  const uploads = new Uploads(services.limits.uploads);
+  const store = (c: Request) => uploads.store(c.var.scope.projectId, () => storeContext(services, c));
   const waited = async (c: Request, id: string) => {
     const row = await settle(services, c, id, () => findBuild(sql, c.var.scope, id), hasEnded);
     if (row === null) throw notFound("build");
@@ -135,7 +139,7 @@ export function addBuilds(app: App, services: Services): void {
     const git = isGit && typeof body !== "string" ? gitRequest(body, c.req.query()) : null;
     const asked = git ?? archiveOptions(c.req.valid("query"));
     const tags = asked.tags.map((text) => formatReference(ownName(text, c.var.project.name)));
-    const source = git?.source ?? { kind: "archive" as const, ...(await storeContext(services, c)) };
+    const source = git?.source ?? { kind: "archive" as const, ...(await store(c)) };
     const request: BuildRequest = { ...asked, tags, source };
     const auth = git === null || typeof body === "string" ? undefined : body.source.git.auth;
     const made = await once(
@@ -164,7 +168,7 @@ export function addBuilds(app: App, services: Services): void {
   app.openapi(list, async (c) => {
     const query = c.req.valid("query");
     const page = pageOf(query);
-    const filter = { labels: query.label, status: query.status, tag: query.tag };
+    const filter = { labels: query.label, status: query.status, tag: query.tag, sourceId: query.sourceId };
     const rows = await listBuilds(sql, c.var.scope, filter, page);
     return c.json(
       listOf(page, rows, (row) => row.id, buildView),

@@ -5,7 +5,7 @@ import { allows } from "../core/roles.ts";
 import type { Env } from "./context.ts";
 import { jsonBody } from "./json-body.ts";
 import { type OperationId, permissions } from "./permissions.ts";
-import { Problem } from "./problem.ts";
+import { escapePointer, invalidRequest, Problem } from "./problem.ts";
 
 /** What every operation says of itself; the rest is `createRoute`'s. */
 interface OperationFields<P> {
@@ -42,6 +42,7 @@ export function operation<P extends string, R extends Omit<RouteConfig, "path"> 
     security: isPublic ? [] : [{ token: [] }],
     middleware: [
       ...(isPublic ? [] : [authorize(config.operationId)]),
+      refuseNul,
       ...(json ? [jsonBody(body.required === true, others)] : []),
     ],
     responses: { ...route.responses, ...problemResponses(codes) },
@@ -59,6 +60,15 @@ function authorize(id: OperationId): MiddlewareHandler<Env> {
     await next();
   };
 }
+
+/** Refuses what no column of Postgres can hold, which a body's check does for bodies. */
+const refuseNul: MiddlewareHandler<Env> = async (c, next) => {
+  const bad = Object.entries(c.req.queries()).find(([, values]) => values.some((value) => value.includes("\0")));
+  if (bad !== undefined) {
+    throw invalidRequest([{ pointer: `query/${escapePointer(bad[0])}`, detail: "Text must not have NUL characters." }]);
+  }
+  await next();
+};
 
 /** The problem answers of the codes, one a status, with the codes in its description. */
 function problemResponses(codes: readonly ErrorCode[]): RouteConfig["responses"] {

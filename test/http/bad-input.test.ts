@@ -62,6 +62,18 @@ const wrong: [string, object, string][] = [
   ["a label's key with a newline", container({ labels: { "a\nb": "x" } }), "/labels/a\nb"],
 ];
 
+test.each([
+  "builds?tag=a%00b",
+  "builds?sourceId=%00",
+  "builds?label=a%3D%00",
+  "ports?containerId=%00",
+  "events?type=%00",
+])("a query with a NUL is 400: %s", async (path) => {
+  const answer = await ask<Problem>(api.app, project.tokens.viewer, "GET", `/v1/${path}`);
+  const pointer = `query/${/\?(\w+)=/.exec(path)?.[1] ?? ""}`;
+  expect(answer).toMatchObject({ status: 400, body: { code: "invalid_request", errors: [{ pointer }] } });
+});
+
 describe("a body that is wrong is 400 and the place is named", () => {
   test.each(wrong)("%s", async (_, body, pointer) => {
     const answer = await post("/v1/containers", body);

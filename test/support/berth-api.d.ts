@@ -2795,6 +2795,8 @@ export interface operations {
                 label?: string[];
                 status?: "queued" | "running" | "succeeded" | "failed" | "cancelled";
                 tag?: string;
+                /** @description Only those that this source began. */
+                sourceId?: string;
             };
             header?: never;
             path?: never;
