@@ -60,6 +60,9 @@ const runsIn = (sourceId: string) =>
     }
   });
 
+/** A tree with a directory of the name `.git`, as no git would make it. */
+const evilTree = (blob: string) => Buffer.concat([Buffer.from("160000 .git\0"), Buffer.from(blob, "hex")]);
+
 const builds = async () => (await host.ask<{ items: Build[] }>("GET", "/v1/builds")).body.items;
 
 describe("git push to Berth", () => {
@@ -142,6 +145,15 @@ describe("git push to Berth", () => {
     expect(readdirSync(`${path}/berth-pushes`)).toEqual([]);
   });
 
+  test("may be of several megabytes, which come in pieces, and be fetched again", async () => {
+    const blob = randomBytes(3 * 2 ** 20);
+    await client.commit({ Dockerfile: "FROM box:1\nCOPY blob /\n", blob });
+    const pushed = await client.git("push", url("pieces"), "main");
+    expect(pushed.stderr).toContain("Building main");
+    await client.git("clone", "--quiet", url("pieces"), "again");
+    expect(readFileSync(`${client.directory}/again/blob`).equals(blob)).toBe(true);
+  });
+
   test("runs no hook and no program that the pushed content names", async () => {
     const mark = `${client.directory}/ran`;
     await client.commit({
@@ -196,6 +208,32 @@ describe("a push is refused", () => {
       .poll(() => readdirSync(`${repository}/objects`).filter((name) => name.includes("incoming")))
       .toEqual([]);
     expect((await client.git("ls-remote", url("large"))).stdout).toBe("");
+  });
+
+  test("that changes more refs than one push may", async () => {
+    const commit = await client.commit({ Dockerfile: "FROM box:1\n" });
+    const many = Array.from({ length: 101 }, (_, i) => `${commit}:refs/tags/t${String(i)}`);
+    const { exitCode, stderr } = await client.git("push", url("refs"), ...many);
+    expect(exitCode).not.toBe(0);
+    expect(stderr).toContain("A push may change 100 refs, and this one has 101.");
+    const some = await client.git("push", url("refs"), ...many.slice(1));
+    expect(some.exitCode, some.stderr).toBe(0);
+  });
+
+  test("whose refs or trees have names that reach where they should not", async () => {
+    const commit = await client.commit({ Dockerfile: "FROM box:1\n" });
+    const bad = await client.git("push", url("names"), `${commit}:refs/heads/../../hooks/update`);
+    expect(bad.exitCode).not.toBe(0);
+    // A tree with an entry that git's check of objects refuses.
+    const evil = client.start(["hash-object", "-w", "-t", "tree", "--literally", "--stdin"], {}, evilTree(commit));
+    const tree = (await evil.ended).stdout.trim();
+    const made = (await client.git("commit-tree", tree, "-m", "evil")).stdout.trim();
+    // A repository without the check takes it.
+    await client.git("init", "--quiet", "--bare", "unchecked");
+    expect((await client.git("push", "./unchecked", `${made}:refs/heads/main`)).exitCode).toBe(0);
+    const pushed = await client.git("push", url("names"), `${made}:refs/heads/main`);
+    expect(pushed.exitCode).not.toBe(0);
+    expect(pushed.stderr).toMatch(/hasDotgit|fsck error/);
   });
 
   test("that is not git's protocol", async () => {

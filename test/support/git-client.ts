@@ -23,7 +23,7 @@ export class GitClient {
   }
 
   /** Begins git without waiting for its end. */
-  start(args: readonly string[], env: Record<string, string> = {}) {
+  start(args: readonly string[], env: Record<string, string> = {}, input: Buffer | null = null) {
     const child = spawn("git", ["-C", this.directory, ...args], {
       env: {
         PATH: process.env["PATH"] ?? "",
@@ -36,9 +36,10 @@ export class GitClient {
         GIT_COMMITTER_EMAIL: "test@example.org",
         ...env,
       },
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     });
+    child.stdin.on("error", () => undefined).end(input ?? undefined);
     const closed = once(child, "close");
     const ended = Promise.all([text(child.stdout), text(child.stderr), closed]).then(
       ([stdout, stderr, [exitCode]]): GitResult => ({ exitCode: exitCode as number | null, stdout, stderr }),

@@ -2,6 +2,7 @@ import { BerthError } from "../../core/errors.ts";
 import { namePattern } from "../../core/names.ts";
 import { allows, type Role } from "../../core/roles.ts";
 import { findSource } from "../../db/sources.ts";
+import type { Principal } from "../../db/tokens.ts";
 import { identifier } from "../auth.ts";
 import type { App, Request, Services } from "../context.ts";
 import { notFound } from "../parameters.ts";
@@ -18,6 +19,8 @@ type GitService = keyof typeof needed;
 
 /** What a pack may come with: commands, and the protocol's own words. */
 const aroundPackBytes = 2 ** 20;
+/** Pushes and fetches of one project at a time: each is several programs. */
+const maxAtOnce = 16;
 /** How long a pack may take to come. */
 const maxReceiveMs = 30 * 60_000;
 
@@ -28,6 +31,22 @@ const maxReceiveMs = 30 * 60_000;
 export function addGit(app: App, services: Services): void {
   const { repositories, streams, log } = services;
   const identify = identifier(services);
+  const served = new Map<string, number>();
+
+  /** Counts a request that git serves until it is closed; its signal fires when the token is revoked. */
+  const hold = (principal: Principal, projectId: string) => {
+    const now = served.get(projectId) ?? 0;
+    if (now >= maxAtOnce) throw new BerthError("too_many_requests", `The project has ${maxAtOnce} git requests open.`);
+    const held = streams.open(principal, projectId);
+    served.set(projectId, now + 1);
+    let counted = true;
+    const close = () => {
+      held.close();
+      if (counted) served.set(projectId, (served.get(projectId) ?? 1) - 1);
+      counted = false;
+    };
+    return { signal: held.signal, close };
+  };
 
   const open = async (c: Request, service: GitService): Promise<PushedTo> => {
     const token = basicPassword(c.req.header("authorization") ?? "");
@@ -77,7 +96,7 @@ export function addGit(app: App, services: Services): void {
 
   const serve = async (c: Request, service: GitService, pushed: PushedTo, path: string): Promise<Response> => {
     const { principal, scope } = c.var;
-    const held = streams.open(principal, scope.projectId);
+    const held = hold(principal, scope.projectId);
     const signal = AbortSignal.any([held.signal, c.req.raw.signal]);
     const { maxPackBytes } = repositories;
     const method = path === service ? "POST" : "GET";

@@ -11,14 +11,25 @@ const notes = "berth-pushes";
 /** So many packs are made one: each push adds one. */
 const maxPacks = 50;
 
+/** The refs that one push may change: each is a file. */
+const maxRefs = 100;
+
 /**
- * Runs when a push has updated refs. It tells which to whoever started git, on descriptor 3, with an empty line at the
- * end, and prints what it is answered there: git sends that to the client's terminal.
+ * The hooks. `pre-receive` refuses a push that changes too many refs. `post-receive` runs when refs were updated: it tells
+ * which to whoever started git, on descriptor 3, with an empty line at the end, and prints what it is answered there: git
+ * sends that to the client's terminal.
  */
-const postReceive = `#!/bin/sh
+const hooks = {
+  "pre-receive": `#!/bin/sh
+n=0
+while read -r update; do n=$((n + 1)); done
+[ "$n" -le ${String(maxRefs)} ] || { echo "A push may change ${String(maxRefs)} refs, and this one has $n."; exit 1; }
+`,
+  "post-receive": `#!/bin/sh
 while read -r update; do echo "$update"; done >&3
 echo >&3 && exec cat <&3
-`;
+`,
+};
 
 /** The repositories that are pushed to Berth: bare ones, one a source, below a directory of the API's own. */
 export class Repositories {
@@ -27,6 +38,7 @@ export class Repositories {
   /** The last of each repository's work that goes one after the other. */
   readonly #busy = new Map<string, Promise<unknown>>();
 
+  #hooksWritten: Promise<void> | null = null;
   /** Notes of pushes that this process attends to. */
   readonly #own = new Set<string>();
   /** What one push may bring. */
@@ -39,7 +51,7 @@ export class Repositories {
     this.maxPackBytes = limits.packBytes;
   }
 
-  /** Where the only hook is. */
+  /** Where the hooks are. */
   get hooks(): string {
     return `${this.#directory}/hooks`;
   }
@@ -50,13 +62,10 @@ export class Repositories {
 
   /** Makes the repository if it is not there; it appears whole. */
   async ensure(projectId: string, sourceId: string): Promise<string> {
+    this.#hooksWritten ??= writeHooks(this.hooks);
+    await this.#hooksWritten;
     const path = this.pathOf(projectId, sourceId);
     if ((await stat(path).catch(() => null)) !== null) return path;
-    await mkdir(this.hooks, { recursive: true });
-    const hook = `${this.hooks}/.${randomUUID()}`;
-    await writeFile(hook, postReceive);
-    await chmod(hook, 0o755);
-    await rename(hook, `${this.hooks}/post-receive`);
     await mkdir(`${this.#directory}/${projectId}`, { recursive: true });
     const made = `${this.#directory}/${projectId}/.${randomUUID()}`;
     try {
@@ -137,10 +146,11 @@ export class Repositories {
     );
   }
 
-  /** Makes many packs one. */
+  /** Makes many packs one, and the files of refs too. */
   async compact(path: string): Promise<void> {
     const packs = (await names(`${path}/objects/pack`)).filter((name) => name.endsWith(".pack"));
     if (packs.length > maxPacks) await askGit(path, ["repack", "-a", "-d", "--quiet"]);
+    await askGit(path, ["pack-refs", "--all"]);
   }
 
   /** Does `work` when all that was asked for the repository before is done. */
@@ -154,6 +164,17 @@ export class Repositories {
       });
     this.#busy.set(path, last);
     return mine;
+  }
+}
+
+/** Writes this version's hooks; each appears whole, while others may be running. */
+async function writeHooks(directory: string): Promise<void> {
+  await mkdir(directory, { recursive: true });
+  for (const [name, script] of Object.entries(hooks)) {
+    const file = `${directory}/.${randomUUID()}`;
+    await writeFile(file, script);
+    await chmod(file, 0o755);
+    await rename(file, `${directory}/${name}`);
   }
 }
 
