@@ -29,7 +29,7 @@ import { databaseReady, reportReady } from "./supervised.ts";
 const gib = 2 ** 30;
 
 /** What bounds one client, one project and all of them together. */
-const limits = { contextBytes: 4 * gib, heldRequests: 500 };
+const limits = { contextBytes: 4 * gib, heldRequests: 500, uploads: 32 };
 const repositoryLimits = { repositoryBytes: gib, packBytes: 128 * 2 ** 20 };
 const databaseConnections = 8;
 const collectEveryMs = 10 * 60_000;

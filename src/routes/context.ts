@@ -33,6 +33,8 @@ export interface Limits {
   contextBytes: number;
   /** Requests of one project that wait or stream at the same time. */
   heldRequests: number;
+  /** Uploads of one project that are stored at the same time. */
+  uploads: number;
 }
 
 /** What the middleware has found out about a request. */

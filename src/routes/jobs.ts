@@ -3,7 +3,7 @@ import { BerthError } from "../core/errors.ts";
 import { type JobStatus, jobKinds, jobStatuses } from "../core/job.ts";
 import { appendEvent } from "../db/events.ts";
 import { cancelJob, findJob, type JobRow, listJobs, openJobs } from "../db/jobs.ts";
-import { type Tx, together, wake } from "../db/scope.ts";
+import { lock, type Tx, together, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
@@ -137,8 +137,12 @@ export function addJobs(app: App, services: Services): void {
 /** How many jobs of a project may be open at a time, so that none fills the queue alone. */
 const maxOpenJobs = 200;
 
-/** @throws BerthError `quota_exceeded` when the project has too many jobs that have not ended. */
+/**
+ * To be asked in the transaction that queues a job; others of the project wait until it has ended.
+ * @throws BerthError `quota_exceeded` when the project has too many jobs that have not ended.
+ */
 export async function checkOpenJobs(tx: Tx, projectId: string): Promise<void> {
+  await lock(tx, `jobs:${projectId}`);
   if ((await openJobs(tx, projectId)) >= maxOpenJobs) {
     throw new BerthError("quota_exceeded", `The project has ${String(maxOpenJobs)} jobs that have not ended.`);
   }

@@ -56,7 +56,7 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
   const directory = await mkdtemp(join(tmpdir(), "berth-test-api-"));
   const wakeups = await Wakeups.open(database.api);
   const tokens = new TokenCache(database.api, wakeups);
-  const all = { contextBytes: 16 * 1024 * 1024, heldRequests: 20, ...limits };
+  const all = { contextBytes: 16 * 1024 * 1024, heldRequests: 20, uploads: 20, ...limits };
   const logged: string[] = [];
   const services: Services = {
     sql: database.api,
