@@ -22,7 +22,7 @@ const meanings: readonly (readonly [pattern: RegExp, code: ErrorCode, what: (ref
     "repository_not_found",
     () => "does not exist",
   ],
-  [/died of signal 25|File too large/, "invalid_context", () => "is too large"],
+  [/died of signal 25|File too large|Out of memory/, "invalid_context", () => "is too large"],
 ];
 
 /**

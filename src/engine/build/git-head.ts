@@ -7,8 +7,9 @@ import { type GitRemote, gitRemote } from "./git-remote.ts";
 import type { GitHost } from "./git-tree.ts";
 
 const maxReadMs = 60_000;
-/** Bytes of the answer: a server may claim any number of refs that end alike. */
+/** Bytes of the answer, and of git's memory: a server may claim any number of refs, and any that end alike. */
 const maxAnswerBytes = 64 * 1024;
+const addressBytes = 512 * 2 ** 20;
 
 /** What a ref of a repository is now. */
 export interface GitHead {
@@ -19,7 +20,8 @@ export interface GitHead {
 
 /**
  * Reads a ref (a full name, or HEAD) of a repository elsewhere; nothing of it is fetched.
- * @throws BerthError `repository_*`, `git_auth_failed`, `ref_not_found`, `address_refused`; the signal's reason
+ * @throws BerthError `repository_*`, `git_auth_failed`, `ref_not_found`, `invalid_context`, `address_refused`; the signal's
+ * reason
  */
 export async function readHead(
   repository: { url: string; ref: string; auth: GitAuth | null },
@@ -56,7 +58,8 @@ async function listRef(
 ): Promise<string> {
   const timeout = AbortSignal.timeout(maxReadMs);
   const args = [...remote.options, "ls-remote", "--quiet", "--symref", "--end-of-options", url, ref];
-  const run = startGit({ repository: "/nonexistent", uid }, args, AbortSignal.any([signal, timeout]), remote.env);
+  const place = { repository: "/nonexistent", uid, addressBytes };
+  const run = startGit(place, args, AbortSignal.any([signal, timeout]), remote.env);
   let answer = "";
   for await (const chunk of run.output) {
     answer += (chunk as Buffer).toString("latin1");

@@ -8,6 +8,8 @@ import { confined } from "./confined.ts";
 export interface GitPlace {
   repository: string;
   uid: number;
+  /** Bytes of address space that it may have, when less will do than for a fetch. */
+  addressBytes?: number;
 }
 
 /** What a tenant's repository may make git use: bytes of one file (a fetch is one pack), of address space; processes. */
@@ -60,7 +62,8 @@ export function startGit(
   signal.throwIfAborted();
   const stdout = openPipe();
   const stderr = openPipe();
-  const prefix = confined({ uid: place.uid, limits, network: true });
+  const { uid, addressBytes = limits.addressBytes } = place;
+  const prefix = confined({ uid, limits: { ...limits, addressBytes }, network: true });
   let child: ChildProcess;
   try {
     child = spawn({
