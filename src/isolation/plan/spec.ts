@@ -104,7 +104,7 @@ const oomScoreAdj = 300;
 
 const none: ReadonlySet<Protection> = new Set();
 
-/** The config of a container or build step (docs/architecture.md, "The default profile"). */
+/** The config of a container or build step (docs/isolation.md). */
 export function runtimeSpec(input: SpecInput, without: ReadonlySet<Protection> = none): RuntimeSpec {
   const { env, ...given } = input.process;
   const process = processSpec(
