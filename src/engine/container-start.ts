@@ -142,7 +142,7 @@ export class ContainerStart {
     }
     await this.#records.seen(container, { status: "starting", ...(begun.run === undefined ? {} : { run: begun.run }) });
     if (image !== null && !again) {
-      return { image, moved: await ensureLayers(this.#services, image) };
+      return { image, moved: await ensureLayers(this.#services, image, drive.abort.signal) };
     }
     return ensureImage(this.#services, container.projectId, container.imageReference, {
       pull: spec.pull,

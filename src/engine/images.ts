@@ -44,11 +44,11 @@ export async function ensureImage(
     const own = await findImage(db, projectId, reference);
     if (own === null)
       throw new BerthError("image_not_found", `The project has no image ${formatReference(reference)}.`);
-    return { image: own, moved: await ensureLayers(services, own) };
+    return { image: own, moved: await ensureLayers(services, own, wish.signal) };
   }
   const remote = hubReference(reference);
   const known = wish.pull === "always" ? null : await findImage(db, projectId, remote);
-  if (known !== null) return { image: known, moved: await ensureLayers(services, known) };
+  if (known !== null) return { image: known, moved: await ensureLayers(services, known, wish.signal) };
   if (wish.pull === "never") {
     throw new BerthError("image_not_found", `The project has no image ${formatReference(remote)}, and pulling is off.`);
   }
@@ -86,16 +86,34 @@ export async function pullAndRecord(
 
 /**
  * Makes sure that every layer of a known image is in this host's cache, from the blob store when it is not; what was moved
- * for it. An image may list a layer (such as the empty one) several times.
+ * for it. An image may list a layer (such as the empty one) several times. When the signal aborts, nobody waits any longer;
+ * what is on its way goes on, for whoever wants it next.
  */
-export async function ensureLayers({ layers }: Services, image: Image): Promise<TransferCounts> {
+export async function ensureLayers(
+  { layers }: Pick<Services, "layers">,
+  image: Image,
+  signal: AbortSignal,
+): Promise<TransferCounts> {
   const distinct = [...new Map(image.layers.map((layer) => [layer.diffId, layer])).values()];
   const lacking = await Promise.all(distinct.map(async (layer) => ((await layers.has(layer.diffId)) ? [] : [layer])));
   const missing = lacking.flat();
-  await Promise.all(missing.map((layer) => layers.ensure(layer)));
+  await unlessAborted(signal, Promise.all(missing.map((layer) => layers.ensure(layer))));
   return {
     layersTransferred: missing.length,
     layersSkipped: distinct.length - missing.length,
     bytesTransferred: missing.reduce((sum, layer) => sum + layer.sizeBytes, 0),
   };
+}
+
+/** What the work comes to, unless the signal aborts first. @throws the signal's reason */
+async function unlessAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const abort = (): void => reject(signal.reason);
+  if (signal.aborted) abort();
+  signal.addEventListener("abort", abort, { once: true });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
 }

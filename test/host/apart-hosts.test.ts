@@ -1,8 +1,10 @@
 import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import type { Image } from "../../src/core/image.ts";
 import { parseReference } from "../../src/core/reference.ts";
+import { ensureLayers } from "../../src/engine/images.ts";
 import { openHostStore } from "../../src/image/blob-stores.ts";
 import type { BlobStore } from "../../src/image/blobs.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -41,6 +43,9 @@ beforeAll(async () => {
     return { blobs, layers: new LayerStore(join(own, "layers"), blobs), directory: own };
   };
   [a, b] = [host("a"), host("b")];
+});
+afterEach(() => {
+  vi.restoreAllMocks();
 });
 afterAll(async () => {
   registry.close();
@@ -118,4 +123,25 @@ test("copies on a host go after a while, and the next use gets the bytes again",
   await a.layers.ensure(layer);
   // The image is made from the bytes as they come; they are not kept beside it.
   expect(await readdir(join(a.directory, "blobs/sha256"))).toEqual([]);
+});
+
+test("who gives up waiting for a layer waits no longer, and the next one finds it under way", async () => {
+  const layer = await a.layers.create([entry("slow", { content: "slow" })]);
+  const image = { digest: "", mediaType: "", config: { architecture: "amd64", os: "linux" }, layers: [layer] } as Image;
+  const { promise: held, resolve: release } = Promise.withResolvers<void>();
+  const opened = vi.spyOn(store, "open").mockImplementationOnce(async (digest, range) => {
+    await held;
+    return FileBlobs.prototype.open.call(store, digest, range);
+  });
+  const abort = new AbortController();
+  const waiting = ensureLayers(b, image, abort.signal);
+  const refused = expect(waiting).rejects.toThrow("the container is to go");
+  await vi.waitFor(() => expect(opened).toHaveBeenCalled());
+  abort.abort(new Error("the container is to go"));
+  await refused;
+  await expect(ensureLayers(b, image, abort.signal)).rejects.toThrow("the container is to go");
+  const next = ensureLayers(b, image, signal);
+  release();
+  expect(await next).toMatchObject({ layersTransferred: 1 });
+  expect(opened).toHaveBeenCalledTimes(1);
 });
