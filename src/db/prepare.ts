@@ -1,7 +1,18 @@
 import { newId } from "../core/ids.ts";
 import { tokenHash } from "../core/keys.ts";
+import { apiLogin, makeLogin } from "./api-login.ts";
 import { type DatabaseAddress, openClient } from "./client.ts";
 import { migrate } from "./migrate.ts";
+
+/** Lets the API log in as itself to the database that the URL names (db/api-login.ts). */
+export async function admitApi(url: string, secretKey: string): Promise<void> {
+  const sql = openClient({ url }, "owner", 1);
+  try {
+    await makeLogin(sql, apiLogin(url, secretKey));
+  } finally {
+    await sql.end({ timeout: 5 });
+  }
+}
 
 /** The name of the operator's token that the settings give. */
 const tokenName = "settings";

@@ -1,4 +1,5 @@
 import type { Config } from "../config.ts";
+import { apiUrl } from "../db/api-login.ts";
 import { directoriesOf } from "./directories.ts";
 
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -32,6 +33,10 @@ export function childEnvironment(
   env.BERTH_DATA_DIR = config.dataDir;
   env.BERTH_RUN_DIR = config.runDir;
   if (secretKey !== null) env.BERTH_SECRET_KEY = secretKey;
+  // How the database's owner logs in is not for the API to know.
+  if (role === "api" && config.databaseUrl !== null && secretKey !== null) {
+    env.BERTH_DATABASE_URL = apiUrl(config.databaseUrl, secretKey);
+  }
   env.NODE_COMPILE_CACHE = directoriesOf(config.dataDir, config.runDir).cache[role];
   return env;
 }

@@ -56,8 +56,11 @@ export async function startBerth(
     if (config.databaseUrl === null) database = await Database.start(ground.database, say);
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
-    const { prepareDatabase } = await preparation;
+    const { admitApi, prepareDatabase } = await preparation;
     const { migrations } = await prepareDatabase(address, ground.token?.text ?? null);
+    if (config.databaseUrl !== null && api !== null && ground.secretKey !== null) {
+      await admitApi(config.databaseUrl, ground.secretKey);
+    }
     letBegin();
     const [apiMs, workerMs] = await roles;
     return {

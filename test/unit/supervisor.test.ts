@@ -42,6 +42,16 @@ describe("secrets", () => {
     });
     expect(Object.keys(env).filter((name) => /ADMIN|DEMO|AWS/.test(name))).toEqual([]);
   });
+
+  test("and the API gets a login of its own in place of the database's owner's", () => {
+    const BERTH_DATABASE_URL = "postgres://owner:owners-password@db.example:5432/berth?sslmode=require";
+    const config = readConfig({ BERTH_DATA_DIR: dir, BERTH_DATABASE_URL });
+    const given = childEnvironment({ BERTH_DATABASE_URL }, config, "api", "the key").BERTH_DATABASE_URL ?? "";
+    expect(given).toMatch(/^postgres:\/\/berth_api_[0-9a-f]{12}:[\w-]{43}@db\.example:5432\/berth\?sslmode=require$/);
+    expect(childEnvironment({ BERTH_DATABASE_URL }, config, "worker", "the key").BERTH_DATABASE_URL).toBe(
+      BERTH_DATABASE_URL,
+    );
+  });
 });
 
 test("a directory that others can't pass is found, however deep", () => {
