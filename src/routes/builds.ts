@@ -54,7 +54,15 @@ const create = operation({
     },
   },
   responses: { 201: json(Build, "It has ended"), 202: json(Build, "It is queued or runs") },
-  errors: ["invalid_reference", "invalid_context", "body_too_large", "quota_exceeded", "idempotency_key_reused"],
+  errors: [
+    "invalid_reference",
+    "invalid_context",
+    "body_too_large",
+    "quota_exceeded",
+    "idempotency_key_reused",
+    "blob_store_error",
+    "disk_full",
+  ],
 });
 
 const list = operation({

@@ -10,7 +10,7 @@ import { openapiDocument } from "./openapi.ts";
 const file = new URL("../../openapi.yaml", import.meta.url);
 
 /** The document needs the routes, not what they use when they are called. */
-const document = openapiDocument(createApp({ corsOrigins: [] } as unknown as Services));
+const document = openapiDocument(createApp({ corsOrigins: [], limits: {} } as unknown as Services));
 const text = stringify(document, { aliasDuplicateObjects: false, lineWidth: 120 });
 
 if (!process.argv.includes("--check")) {

@@ -3006,8 +3006,17 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unavailable`: Berth is not ready */
+            /** @description `unavailable`: Berth is not ready; `blob_store_error`: The blob store can't be used */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `disk_full`: The host's disk is full */
+            507: {
                 headers: {
                     [name: string]: unknown;
                 };
