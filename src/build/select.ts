@@ -10,7 +10,7 @@ export interface CopyItem<E extends TreeEntry> {
   from: string;
   /** Below the destination: `/` is the destination itself. */
   to: string;
-  /** A directory that is there already keeps its attributes: only what is in it is copied. */
+  /** A directory that is there already keeps its attributes; the destination itself (`/`) always does. */
   merge: boolean;
 }
 
@@ -26,7 +26,7 @@ export interface Selection {
  * Chooses what a COPY copies and where to, with Docker's rules: a directory stands for its content; a file goes into a
  * directory under its own name, otherwise it takes the destination's name; a source that is a symlink is followed within
  * the tree, links below it are copied as links; a pattern that matches nothing is nothing, a path that does not exist is
- * an error.
+ * an error, and so is a link to nothing that a pattern matches.
  * @throws BerthError `invalid_context`.
  */
 export async function* select<E extends TreeEntry>(tree: Tree<E>, selection: Selection): AsyncGenerator<CopyItem<E>> {
@@ -66,8 +66,9 @@ async function expandSource<E extends TreeEntry>(tree: Tree<E>, source: string, 
     const { entry, blocked } = found;
     if (entry !== null && !blocked) {
       matches.push({ name: path, found: { ...found, entry }, parents: parents ? parentsOf(path, pivot) : [] });
-    } else if (wild < 0) {
-      throw new BerthError("invalid_context", `${JSON.stringify(path)} is not there to be copied.`);
+    } else {
+      const what = wild < 0 ? "is not there to be copied" : "is a link to what is not there";
+      throw new BerthError("invalid_context", `${JSON.stringify(path)} ${what}.`);
     }
   }
   return matches;

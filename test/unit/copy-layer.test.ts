@@ -91,6 +91,7 @@ const context = await tree(
     "top->dir/x",
     "out->../../etc/passwd",
     "etc/passwd=mine",
+    "dangling->nowhere",
   ),
 );
 
@@ -120,6 +121,7 @@ test.each(cases)("%s", async (line, expected) => {
 const refused: [string, RegExp][] = [
   ["COPY missing /", /"\/missing" is not there/],
   ["COPY a/b /", /is not there/],
+  ["COPY dang* /n/", /"\/dangling" is a link to what is not there/],
   ["COPY [ab] /d", /2 sources match, so the destination must be a directory/],
 ];
 test.each(refused)("%s is refused", async (line, message) => {
@@ -148,6 +150,26 @@ test("the destination follows the image's own links and keeps its directories as
   await expect(copied("COPY a b /file", context, below)).rejects.toThrow(/not a directory/);
   // With --link the layer does not know what is below.
   expect(await copied("COPY --link a /lib/", context, below)).toEqual(["/", "lib/", "lib/a=A"]);
+});
+
+test("a directory's own attributes are not copied, its content's are, and those of parents that are kept", async () => {
+  const origin = await tree([
+    entry("d/", { type: "directory", mode: 0o751 }),
+    entry("d/sub/", { type: "directory", mode: 0o2711 }),
+    entry("d/sub/f", { content: "", mode: 0o640 }),
+  ]);
+  const modes = async (line: string) => {
+    const made: string[] = [];
+    const one = step(line);
+    for await (const { path, mode } of copyLayer(one, [originSource(one, origin)], emptyRoot)) {
+      made.push(`${path} ${mode.toString(8)}`);
+    }
+    return made.slice(1);
+  };
+  expect(await modes("COPY d /n")).toEqual(["n/ 755", "n/sub/ 2711", "n/sub/f 640"]);
+  expect(await modes("COPY --chmod=700 d /n/")).toEqual(["n/ 755", "n/sub/ 700", "n/sub/f 700"]);
+  expect(await modes("COPY d/* /n/")).toEqual(["n/ 755", "n/f 640"]);
+  expect(await modes("COPY --parents d/sub /n/")).toEqual(["n/ 755", "n/d/ 751", "n/d/sub/ 2711", "n/d/sub/f 640"]);
 });
 
 test("owners and modes", async () => {

@@ -72,8 +72,9 @@ class Writer {
     const destination = this.#destinationFor(entry);
     const path = this.#path(to);
     if (entry.type === "directory") {
-      // What is merged into keeps its attributes, unless it is new.
-      if (item.merge && (await this.#isDirectory(destination, path))) yield* destination.directories(path);
+      // Only what is in a source directory is copied, not what it is itself; parents that are kept are, where they are new.
+      const given = item.merge && (to === "/" || (await this.#isDirectory(destination, path)));
+      if (given) yield* destination.directories(path);
       else yield* destination.described(path, this.#attributes(entry));
       return;
     }
