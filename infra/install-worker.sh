@@ -1,8 +1,7 @@
 #!/bin/sh
 # Makes this Debian host a worker of an existing Berth, as a systemd service. Idempotent: run it again after an update.
 #
-#   sudo BERTH_API_URL=tls://10.0.0.1:7071 BERTH_JOIN_TOKEN=jtk_… BERTH_DATABASE_URL=postgres://… \
-#     BERTH_HOST_ADDRESS=10.0.0.2 infra/install-worker.sh
+#   sudo BERTH_API_URL=tls://10.0.0.1:7071 BERTH_JOIN_TOKEN=jtk_… BERTH_HOST_ADDRESS=10.0.0.2 infra/install-worker.sh
 #
 # Run it from a clone that stays where it is. Settings (docs/hosts.md) go to /etc/berth/worker.env (root only); a setting
 # that is not given keeps its value there. The join token is needed once, and not kept when it has served.
@@ -38,9 +37,10 @@ done
 
 data=$(setting BERTH_DATA_DIR)
 identity=${data:-/var/lib/berth}/worker/host.json
-[ -n "$(setting BERTH_DATABASE_URL)" ] || fail "BERTH_DATABASE_URL is needed: where this Berth's database is"
 # A worker that holds the secret key, on the API's machine, has no need to join.
-if [ -z "$(setting BERTH_SECRET_KEY)" ]; then
+if [ -n "$(setting BERTH_SECRET_KEY)" ]; then
+  [ -n "$(setting BERTH_DATABASE_URL)" ] || fail "BERTH_DATABASE_URL is needed: where this Berth's database is"
+else
   [ -n "$(setting BERTH_API_URL)" ] || fail "BERTH_API_URL is needed: the API's internal listener, tls://ADDRESS:PORT"
   [ -n "$(setting BERTH_HOST_ADDRESS)" ] || fail "BERTH_HOST_ADDRESS is needed: where clients and the API reach this host"
   [ -e "$identity" ] || [ -n "$(setting BERTH_JOIN_TOKEN)" ] ||

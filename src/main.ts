@@ -16,7 +16,8 @@ const seconds = (ms: number) => `${(ms / 1000).toFixed(2)} s`;
 
 /** Why the settings can't be used on this machine; null when they can. */
 function refusal(config: Config): string | null {
-  if (config.role !== "all" && config.databaseUrl === null) {
+  const joins = config.role === "worker" && config.apiUrl !== null;
+  if (config.role !== "all" && config.databaseUrl === null && !joins) {
     return `BERTH_ROLE=${config.role} needs BERTH_DATABASE_URL: the embedded database belongs to a start of all roles`;
   }
   if (process.getuid?.() !== 0) {

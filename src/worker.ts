@@ -3,20 +3,15 @@ import { agentApp, listenAgent } from "./agent/server.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { BerthError } from "./core/errors.ts";
 import { agentKey, formatCredential } from "./core/keys.ts";
-import { connect } from "./db/connect.ts";
+import { type Connection, connect } from "./db/connect.ts";
 import { heartbeat } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
 import type { Pool } from "./db/scope.ts";
 import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
-import {
-  type Admission,
-  admitHost,
-  type HostIdentity,
-  type OpenedHost,
-  openKnownHost,
-} from "./engine/host-identity.ts";
+import { isKnown, serveDatabase } from "./engine/database-tunnel.ts";
+import { type Admission, type HostIdentity, openHost } from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, buildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
@@ -55,22 +50,21 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const admission = await admissionOf(config);
   const sandboxes = await Sandboxes.open(config, log);
   await database;
-  const address = config.databaseUrl === null ? { socketDir: `${config.runDir}/db` } : { url: config.databaseUrl };
-  const connection = connect(address, "owner");
   const agentAt = agentListen(config, "api" in admission);
-  const self = [`${config.dataDir}/worker/host.json`, await hostRegistration(config, agentAt), admission] as const;
-  const known = await openKnownHost(connection.db, ...self);
-  let opened: OpenedHost | null = null;
-  try {
-    opened = typeof known === "string" ? await admitHost(connection.db, ...self) : known;
-  } finally {
-    // What a forgotten host still runs nobody wants any more, whether it may come back or not.
-    if (opened === null && known === "forgotten") await sandboxes.sweep([]);
-  }
+  const opened = await openHost({
+    file: `${config.dataDir}/worker/host.json`,
+    registration: await hostRegistration(config, agentAt),
+    admission,
+    connect: (identity) => connectAs(config, admission, identity),
+    // Of what it still runs nobody wants anything any more.
+    onForgotten: () => sandboxes.sweep([]),
+  });
   if (opened === null) throw new ConfigError("BERTH_JOIN_TOKEN: is needed, as this host is new or was forgotten");
-  const { rebooted, key, ...host } = opened;
+  const { connection } = opened;
+  const { rebooted, key, id, session } = opened.host;
+  const host = { id, session };
+  const { openSealed, blobs } = clusterMeans(config, admission, opened.host, connection.sql);
   const wakeups = await Wakeups.open(connection.sql);
-  const { openSealed, blobs } = clusterMeans(config, admission, opened, connection.sql);
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
   await layers.removeUnfinished();
   await rm(buildScratch(config.dataDir), { recursive: true, force: true });
@@ -136,6 +130,26 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
       await connection.close();
     },
   };
+}
+
+/** Connects to the database: by its URL, by its socket on this machine, or through the API, which must know the host. */
+async function connectAs(
+  config: Config,
+  admission: Admission,
+  identity: HostIdentity | null,
+): Promise<Connection | null> {
+  if (config.databaseUrl !== null) return connect({ url: config.databaseUrl }, "owner");
+  if ("secretKey" in admission) return connect({ socketDir: `${config.runDir}/db` }, "owner");
+  if (identity === null) return null;
+  const { databasePassword: password } = identity;
+  if (password === undefined) {
+    throw new ConfigError("BERTH_DATABASE_URL: is needed, as this Berth's database is not the API's own");
+  }
+  const access = { ...admission.api, credential: formatCredential(identity) };
+  if (!(await isKnown(access))) return null;
+  const socketDir = `${config.runDir}/api-database`;
+  await serveDatabase(access, socketDir);
+  return connect({ socketDir, password }, "owner");
 }
 
 /** Where a host gets at what is not its own: the cluster's blobs and its jobs' secrets. Without the key, by asking the API. */

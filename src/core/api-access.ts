@@ -25,3 +25,9 @@ export function transportOf({ url, ca, credential }: ApiAccess): Transport {
   const { id, key } = parseCredential(credential) ?? { id: "", key: "" };
   return { url: new URL(url.replace(/^tls:/, "https:")), tls: keyedClient(id, key) };
 }
+
+/**
+ * Where the internal listener passes a connection on to the embedded database, and what that connection becomes by it
+ * (RFC 9110, section 7.8).
+ */
+export const databaseTunnel = { path: "/internal/database", protocol: "berth-database" } as const;

@@ -1,8 +1,12 @@
 import postgres from "postgres";
 import { arrayHandlers } from "./arrays.ts";
+import { workerRole } from "./worker-role.ts";
 
-/** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
-export type DatabaseAddress = { url: string } | { socketDir: string };
+/**
+ * Where the database is: a URL, or the Unix socket's directory of the embedded one; with the password of `workerRole` where
+ * that socket stands for another machine's.
+ */
+export type DatabaseAddress = { url: string } | { socketDir: string; password?: string };
 
 /** How the driver behaves wherever it is used. */
 export const driverOptions = {
@@ -46,7 +50,9 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
         ...options,
         path: `${address.socketDir}/.s.PGSQL.5432`,
         database: "berth",
-        username: as === "api" ? "berth_api" : "berth_owner",
+        ...(address.password === undefined
+          ? { username: as === "api" ? "berth_api" : "berth_owner" }
+          : { username: workerRole, password: address.password }),
       });
 }
 

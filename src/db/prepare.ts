@@ -1,8 +1,10 @@
+import type postgres from "postgres";
 import { newId } from "../core/ids.ts";
 import { tokenHash } from "../core/keys.ts";
 import { apiLogin, makeLogin } from "./api-login.ts";
 import { type DatabaseAddress, openClient } from "./client.ts";
 import { migrate } from "./migrate.ts";
+import { workerRole } from "./worker-role.ts";
 
 /** Lets the API log in as itself to the database that the URL names (db/api-login.ts). */
 export async function admitApi(url: string, secretKey: string): Promise<void> {
@@ -20,11 +22,13 @@ const tokenName = "settings";
 /**
  * Makes a database ready to be used: its schema up to date, and, when the operator's token is given, that token known
  * (in place of the one that the settings gave before) and the project `default` there.
+ * `workerPassword`: lets workers of other machines log in, on an embedded database.
  * @returns the number of migrations that ran
  */
 export async function prepareDatabase(
   address: DatabaseAddress,
   operatorToken: string | null,
+  workerPassword: string | null = null,
 ): Promise<{ migrations: number }> {
   const sql = openClient(address, "owner", 1);
   try {
@@ -42,8 +46,16 @@ export async function prepareDatabase(
           on conflict (hash) do update set revoked_at = null`;
       });
     }
+    if (workerPassword !== null) await admitWorkers(sql, workerPassword);
     return { migrations };
   } finally {
     await sql.end({ timeout: 5 });
   }
+}
+
+async function admitWorkers(sql: postgres.Sql, password: string): Promise<void> {
+  if (!/^[\w-]+$/.test(password)) throw new RangeError("the password would have to be quoted");
+  const known = await sql`select from pg_roles where rolname = ${workerRole}`;
+  if (known.length === 0) await sql.unsafe(`create role ${workerRole} login in role berth_owner`);
+  await sql.unsafe(`alter role ${workerRole} password '${password}'`);
 }

@@ -35,17 +35,20 @@ export async function postInternal(api: ApiAccess, path: string, body: object): 
     const { code, detail } = answer as { code: ErrorCode; detail: string };
     throw new BerthError(code, detail);
   } catch (cause) {
-    if (cause instanceof BerthError) throw cause;
-    const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
-    if (code === "EPROTO" || code.startsWith("ERR_SSL")) {
-      const detail = `The API's internal listener at ${api.url} does not let this host in: its key or join token is of another Berth.`;
-      throw new BerthError("unauthorized", detail, { cause });
-    }
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new BerthError("unavailable", `The API's internal listener at ${api.url} does not answer: ${why}.`, {
-      cause,
-    });
+    throw internalError(api, cause);
   }
+}
+
+/** Why the internal listener gave no answer, as an error in words. */
+export function internalError({ url }: ApiAccess, cause: unknown): BerthError {
+  if (cause instanceof BerthError) return cause;
+  const code = cause instanceof Error && "code" in cause ? String(cause.code) : "";
+  if (code === "EPROTO" || code.startsWith("ERR_SSL")) {
+    const detail = `The API's internal listener at ${url} does not let this host in: its key or join token is of another Berth.`;
+    return new BerthError("unauthorized", detail, { cause });
+  }
+  const why = cause instanceof Error ? cause.message : String(cause);
+  return new BerthError("unavailable", `The API's internal listener at ${url} does not answer: ${why}.`, { cause });
 }
 
 async function readText(response: IncomingMessage): Promise<string> {

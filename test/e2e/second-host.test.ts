@@ -10,6 +10,7 @@ import { SecondNetwork } from "../support/second-host.ts";
 let network: SecondNetwork;
 let first: Instance;
 let second: Instance;
+let firstRun: Run;
 let run: Run;
 let joinToken = "";
 
@@ -70,12 +71,11 @@ async function build(tag: string, files: Record<string, string | Uint8Array>): P
 beforeAll(async () => {
   network = await SecondNetwork.create();
   first = await Instance.create({ BERTH_INTERNAL_LISTEN: `${network.here}:7071`, BERTH_HOST_NAME: "first" });
-  await first.start().until(/Ready/);
-  const socketDir = encodeURIComponent(join(first.config.runDir, "db"));
+  firstRun = first.start();
+  await firstRun.until(/Ready/);
   second = await Instance.create(
     {
       BERTH_ROLE: "worker",
-      BERTH_DATABASE_URL: `postgres://berth_owner@${socketDir}/berth`,
       BERTH_API_URL: `tls://${network.here}:7071`,
       BERTH_HOST_NAME: "second",
       BERTH_HOST_ADDRESS: network.there,
@@ -120,7 +120,7 @@ test("a worker joins with a token, which is used up then, and holds neither it n
   ]);
   expect(await ask("GET", "/join-tokens")).toMatchObject({ items: [] });
   const identity = JSON.parse(readFileSync(join(second.config.dataDir, "worker/host.json"), "utf8")) as object;
-  expect(Object.keys(identity)).toEqual(["id", "key"]);
+  expect(Object.keys(identity)).toEqual(["id", "key", "databasePassword"]);
   expect(() => readFileSync(join(second.config.dataDir, "secret-key"))).toThrow("ENOENT");
 });
 
@@ -206,6 +206,17 @@ test("its worker is killed and comes back, as the host that it was; its containe
   expect(await container("web")).toMatchObject({ id: before.id, status: "running", startedAt: before.startedAt });
   expect(await ask("POST", "/containers/web/exec", { command: ["true"] })).toMatchObject({ exitCode: 0 });
   expect(await hosts()).toHaveLength(2);
+});
+
+test("the first machine is stopped and comes back; the second's containers go on, and it takes new ones then", async () => {
+  const before = await container("web");
+  await firstRun.stop();
+  expect(await page(before)).toBe("from the second host");
+  firstRun = first.start();
+  await firstRun.until(/Ready/);
+  const made = await ask<Container>("POST", "/containers", { image: "web:1", placement: { host: "second" } });
+  expect(made).toMatchObject({ status: "running" });
+  expect(await container("web")).toMatchObject({ id: before.id, status: "running", startedAt: before.startedAt });
 });
 
 test("a host that is not heard of is lost: nothing is placed there, and its containers say why", async () => {
