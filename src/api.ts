@@ -1,8 +1,7 @@
 import { readFile } from "node:fs/promises";
-import type { Server } from "node:http";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { keyedServer } from "./core/keyed-tls.ts";
-import { identityKey } from "./core/keys.ts";
+import { databasePassword, identityKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
 import { sourceIds } from "./db/sources.ts";
@@ -19,6 +18,7 @@ import { recoverPushes } from "./routes/git/push-builds.ts";
 import { Repositories } from "./routes/git/repositories.ts";
 import { createInternalApp, type InternalServices } from "./routes/internal/app.ts";
 import { addBlobs } from "./routes/internal/blobs.ts";
+import { passDatabase } from "./routes/internal/database.ts";
 import { authenticateHost } from "./routes/internal/host-auth.ts";
 import { addHostAdmission } from "./routes/internal/hosts.ts";
 import { closeServer, listen } from "./routes/listener.ts";
@@ -49,7 +49,9 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const streams = new OpenStreams(wakeups, limits.heldRequests, (principal) => tokens.stillValid(principal));
   const agents = new Agents(sql, secretKey);
   const { blobStore, bucketCredentials, dataDir } = config;
-  const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs/near`, (digest) => claimBlob(sql, digest));
+  const claim = (digest: string) => claimBlob(sql, digest);
+  // Below the directory of `file:` and not the same: what is on its way to a bucket goes after an hour.
+  const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs/near`, claim);
   if (blobStore.kind === "s3") await reach(blobs);
   const repositories = new Repositories(`${config.dataDir}/git`, repositoryLimits);
   const services = {
@@ -69,7 +71,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const app = createApp(services);
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
-  const internal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
+  const closeInternal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
   void keepRepositories(services);
   const collecting = setInterval(() => {
     void collect(sql, blobs, log);
@@ -79,7 +81,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
     async close() {
       clearInterval(collecting);
       streams.closeAll();
-      await Promise.all([closeServer(server), internal === null ? null : closeServer(internal)]);
+      await Promise.all([closeServer(server), closeInternal()]);
       agents.close();
       await wakeups.close();
       await sql.end({ timeout: 5 });
@@ -95,22 +97,31 @@ function refuse(name: string, { host, port }: { host: string; port: number }): (
   };
 }
 
+/** Listens for workers of other machines, where the settings say so; answers how to end that. */
 async function listenInternally(
   config: Config,
   services: InternalServices,
   blobs: ClusterStore,
   hosts: { sql: Pool; secretKey: string },
-): Promise<Server | null> {
+): Promise<() => Promise<void>> {
   const { internalListen, internalTls } = config;
-  if (internalListen === null) return null;
+  if (internalListen === null) return () => Promise.resolve();
   const tls =
     internalTls === null
       ? keyedServer((identity) => identityKey(hosts.secretKey, identity))
       : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
   const app = createInternalApp(services);
   addBlobs(app, blobs);
-  addHostAdmission(app, hosts);
-  return listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
+  const embedded = config.databaseUrl === null;
+  addHostAdmission(app, { ...hosts, databasePassword: embedded ? databasePassword(hosts.secretKey) : null });
+  const server = await listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
+  const socket = `${config.runDir}/db/.s.PGSQL.5432`;
+  const endPassed = embedded ? passDatabase(server, socket, services.authenticate) : () => undefined;
+  return async () => {
+    const closed = closeServer(server);
+    endPassed();
+    await closed;
+  };
 }
 
 /** @throws ConfigError when the bucket can't be listed: better now than at the first build */
