@@ -49,6 +49,7 @@ const codes = {
   invalid_image: [400, "The image is damaged or not supported", false],
   digest_mismatch: [400, "The content does not match its digest", false],
   layer_too_large: [400, "The layer exceeds a limit", false],
+  secret_missing: [400, "The build lacks a secret that a step requires", false],
   step_failed: [400, "A build step failed", false],
   step_timeout: [400, "The build took too long", false],
   cancelled: [400, "It was cancelled", false],

@@ -49,5 +49,6 @@ export function containerTemplate(container: InboxContainer, image: Image, layer
     profile: "container",
     capabilities: spec.capabilities,
     network: "project",
+    mounts: [],
   };
 }

@@ -5,6 +5,7 @@ import { userOf } from "./account.ts";
 import { hasCode } from "./apply/ffi.ts";
 import { closeNamespaces } from "./apply/namespaces.ts";
 import { identify, type ProcessId } from "./apply/process.ts";
+import { makeMounts } from "./extra-mounts.ts";
 import { writeNote } from "./notes.ts";
 import type { Parts } from "./parts.ts";
 import { hostFiles } from "./plan/files.ts";
@@ -55,6 +56,7 @@ export async function createSandbox(
     reach("create.rootfs");
     writeHostFiles(parts, slot, hostname, address);
     reach("create.files");
+    const mounts = await makeMounts(parts, slot, template.mounts, namespaces.user);
     const config = runtimeSpec(
       {
         process: { ...processOf(template), user: userOf(paths.rootfs, template.process.user) },
@@ -62,6 +64,7 @@ export async function createSandbox(
         rootfs: paths.rootfs,
         readOnlyRootfs: template.readOnlyRootfs,
         hostFiles: paths.disk.hostFiles,
+        mounts,
         limits: template.limits,
         capabilities: template.capabilities,
         profile: template.profile,

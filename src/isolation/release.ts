@@ -5,6 +5,7 @@ import { hasCode } from "./apply/ffi.ts";
 import { readExit } from "./apply/monitor.ts";
 import { isAlive, signalProcess, waitGone } from "./apply/process.ts";
 import { removeState } from "./apply/runtime.ts";
+import { mountPlaces } from "./extra-mounts.ts";
 import { readOwner, readProcess, readRun } from "./notes.ts";
 import type { Parts } from "./parts.ts";
 import { cgroupPath } from "./plan/layout.ts";
@@ -40,6 +41,7 @@ export async function releaseSlot(parts: Parts, slot: number, id: string | null)
   try {
     await whenFree(() => parts.mounts.unmountRootfs(paths.rootfs));
     reach("release.rootfs");
+    for (const path of mountPlaces(paths)) await whenFree(() => parts.mounts.unmountRootfs(path));
     await whenFree(() => parts.disks.unmount(paths.disk.mount));
     reach("release.disk");
   } finally {

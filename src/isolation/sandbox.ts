@@ -7,6 +7,7 @@ import { favorDynamicCgroups, prepareHost } from "./apply/host.ts";
 import { lockDataDir } from "./apply/lock.ts";
 import { signalProcess } from "./apply/process.ts";
 import { mountReadOnly } from "./apply/runtime.ts";
+import { Caches } from "./caches.ts";
 import { takeDown } from "./down.ts";
 import { type ExecRequest, type ExecResult, execIn } from "./exec.ts";
 import { Exits } from "./exits.ts";
@@ -45,6 +46,8 @@ export class Sandboxes {
   readonly #exits: Exits;
   readonly #views: Views;
   readonly #roots = new Roots();
+  /** What builds keep from one to the next. */
+  readonly caches: Caches;
   readonly #timers: NodeJS.Timeout[];
   #swept = false;
 
@@ -56,6 +59,7 @@ export class Sandboxes {
     this.#linked = linkedSlots(parts.layout);
     this.#slots = new Slots(parts, log, usualDisk);
     this.#exits = new Exits(parts, this.#linked);
+    this.caches = new Caches(parts.disks, parts.layout);
     this.#timers = [
       setInterval(() => {
         if (parts.firewall.reconcile()) log.warn("the firewall table was damaged, and has been made again");

@@ -68,7 +68,10 @@ test("a host's cache loses what no image needs, and later what no container of i
   await owner`insert into build_cache (project_id, key, result)
     values (${projectId}, 'k', ${JSON.stringify({ layer: cached })}::text::jsonb)`;
   const unmounted: string[] = [];
-  const sandboxes = { unmountLayer: (path: string) => void unmounted.push(path) };
+  const sandboxes = {
+    caches: { tidy: () => Promise.resolve() },
+    unmountLayer: (path: string) => void unmounted.push(path),
+  };
   const log = pino({ level: "silent" });
   await collect({ connection: { db } as Connection, host: { id: hostId }, blobs, layers, sandboxes, log });
 

@@ -24,6 +24,10 @@ export interface BuildOrder {
   request: Partial<BuildRequest>;
   /** The image is kept under this name for later FROMs. */
   tag: string;
+  /** For secret mounts, by id. */
+  secrets?: Record<string, string>;
+  /** Whose build it is. */
+  project?: string;
   /** Networks that git sources may be in. */
   outboundAllow?: string[];
   /** Cancel when a log line has this text. */
@@ -98,7 +102,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   try {
     const built = await runBuild(
       request,
-      { buildId: `bld_${order.tag}`, projectId: "prj_test", limits: request.limits },
+      { buildId: `bld_${order.tag}`, projectId: order.project ?? "prj_test", limits: request.limits },
       {
         blobs,
         layers,
@@ -117,6 +121,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
         },
         withRoot,
         gitAuth: null,
+        secrets: new Map(Object.entries(order.secrets ?? {})),
         outbound,
         http: new HttpClient(outbound, 5_000),
         warned: (found) => {

@@ -3,6 +3,7 @@ import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { gunzipSync } from "node:zlib";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
@@ -17,8 +18,11 @@ export interface BuildWorker {
     tag: string,
     dockerfile: readonly string[],
     files?: Record<string, string | Buffer> | LayerEntry[],
-    more?: Pick<BuildOrder, "cancelAt" | "outboundAllow" | "carelessly"> & BuildOrder["request"],
+    more?: Pick<BuildOrder, "cancelAt" | "outboundAllow" | "carelessly" | "secrets" | "project"> &
+      BuildOrder["request"],
   ): Promise<BuildAnswer>;
+  /** Blobs and layers of the worker that have this text in them, compressed or not. */
+  find(text: string): string[];
   /** Names of what the instance has in the kernel and in its run directory besides what is prepared ahead. */
   leftovers(): string[];
   stop(): Promise<void>;
@@ -38,7 +42,12 @@ export async function startBuildWorker(): Promise<BuildWorker> {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "inherit"] });
   const answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   return {
-    async build(tag, dockerfile, files = {}, { cancelAt, outboundAllow, carelessly, ...request } = {}) {
+    async build(
+      tag,
+      dockerfile,
+      files = {},
+      { cancelAt, outboundAllow, carelessly, secrets, project, ...request } = {},
+    ) {
       const entries = Array.isArray(files)
         ? files
         : Object.entries(files).map(([path, content]) =>
@@ -55,12 +64,20 @@ export async function startBuildWorker(): Promise<BuildWorker> {
         ...(outboundAllow === undefined ? {} : { outboundAllow }),
         ...(cancelAt === undefined ? {} : { cancelAt }),
         ...(carelessly === undefined ? {} : { carelessly }),
+        ...(secrets === undefined ? {} : { secrets }),
+        ...(project === undefined ? {} : { project }),
       };
       child.stdin.write(`${JSON.stringify(order)}\n`);
       const answer = await answers.next();
       if (answer.done === true) throw new Error("the build worker has ended");
       return JSON.parse(answer.value) as BuildAnswer;
     },
+    find: (text) =>
+      ["blobs", "worker/layers"].flatMap((directory) =>
+        readdirSync(`${dataDir}/${directory}`, { recursive: true, withFileTypes: true })
+          .filter((file) => file.isFile() && plain(readFileSync(join(file.parentPath, file.name))).includes(text))
+          .map(({ name }) => name),
+      ),
     leftovers: () => [...readdirSync(`${runDir}/containers`), ...readdirSync(`${dataDir}/worker/builds`)],
     async stop() {
       child.stdin.end();
@@ -70,6 +87,10 @@ export async function startBuildWorker(): Promise<BuildWorker> {
       rmSync(runDir, { recursive: true, force: true });
     },
   };
+}
+
+function plain(bytes: Buffer): Buffer {
+  return bytes[0] === 0x1f && bytes[1] === 0x8b ? gunzipSync(bytes) : bytes;
 }
 
 function ended(child: ChildProcess): Promise<void> {

@@ -91,6 +91,7 @@ export class TestHost {
       profile: "container",
       capabilities: { add: [], drop: [] },
       network: "project",
+      mounts: [],
       log,
       ...wish,
       process: {

@@ -12,6 +12,7 @@ const template = (command: string): SandboxTemplate => ({
   profile: "container",
   capabilities: { add: [], drop: [] },
   network: "project",
+  mounts: [],
 });
 const ready = (command: string) => ({ key: templateKey(template(command)) });
 
@@ -60,6 +61,8 @@ test("any difference of templates makes another key", () => {
     { ...base, capabilities: { add: ["NET_RAW"], drop: [] } },
     { ...base, capabilities: { add: [], drop: ["NET_RAW"] } },
     { ...base, network: "none" },
+    { ...base, mounts: [{ kind: "tmpfs", target: "/t", size: null }] },
+    { ...base, mounts: [{ kind: "tmpfs", target: "/t", size: 1 }] },
   ];
   const keys = [base, ...others].map(templateKey);
   expect(new Set(keys).size).toBe(keys.length);

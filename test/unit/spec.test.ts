@@ -21,6 +21,7 @@ const input: SpecInput = {
   rootfs: "/run/berth/abc123/slots/7/rootfs",
   readOnlyRootfs: false,
   hostFiles: "/run/berth/abc123/slots/7/disk/etc",
+  mounts: [],
   limits: { cpus: 0.5, memory: 64 * 2 ** 20, pids: 512 },
   capabilities: { add: [], drop: [] },
   profile: "container",

@@ -10,7 +10,10 @@ import type { FileEntry, FileTree } from "./file-entry.ts";
  * A digest of all that a COPY or ADD takes: places, bytes, modes, owners, links. Times are no part, so that a fresh
  * clone of the same commit, or a program compiled again to the same bytes, changes nothing.
  */
-export async function copiedContent(sources: readonly CopySource[], step: CopyStep): Promise<string> {
+export async function copiedContent(
+  sources: readonly CopySource[],
+  step: Pick<CopyStep, "excludes" | "parents">,
+): Promise<string> {
   const hash = createHash("sha256");
   const how = { excludes: step.excludes.map(toByteString), parents: step.parents, intoDirectory: true };
   for (const { tree, patterns } of sources) {

@@ -35,8 +35,6 @@ export async function* copyLayer(
     for await (const item of select(source.tree, { ...how, sources: source.patterns })) yield* writer.add(item, source);
   }
   for (const { name, content } of step.inline) yield* writer.inline(toByteString(name), content, intoDirectory);
-  // A source that matched nothing still makes the directory that it would have gone into.
-  if (intoDirectory) yield* writer.directory();
 }
 
 function cannotPlace(destination: string, why: string): BerthError {
@@ -102,11 +100,6 @@ class Writer {
       xattrs: noXattrs,
     };
     yield* this.#file(this.#destinationFor(entry), this.#path(intoDirectory ? `/${name}` : "/"), entry, [bytes]);
-  }
-
-  async *directory(): AsyncGenerator<LayerEntry> {
-    const mtime = { seconds: 0, nanoseconds: 0 };
-    yield* this.#destinationFor({ mtime, uid: 0, gid: 0 }).directories(this.#target);
   }
 
   async *#file(

@@ -1,5 +1,5 @@
 import type { NeededImage } from "../../build/graph.ts";
-import type { BuildWarningView, StepResult } from "../../core/build-request.ts";
+import type { BuildWarningView, StepResult, TarSource } from "../../core/build-request.ts";
 import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
@@ -25,14 +25,16 @@ export interface BuildMeans {
   image: (needed: NeededImage, signal: AbortSignal) => Promise<Image>;
   /** Runs `use` on the files of these layers (paths of images, lowest first), mounted read-only while it runs. */
   withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
+  /** What came with the build for its secret mounts, by id. */
+  secrets: ReadonlyMap<string, string>;
   /** Which addresses git sources may be at. */
   outbound: OutboundPolicy;
   /** Downloads from addresses that it checks in the same way. */
   http: HttpClient;
   /** What git logs in to the build's repository with. */
   gitAuth: GitAuth | null;
-  /** Records what a git source was found to be. */
-  fetched: (source: GitSource) => Promise<void>;
+  /** Records what the source was found to be. */
+  fetched: (source: GitSource | TarSource) => Promise<void>;
   /** Records what the Dockerfile is warned of. */
   warned: (warnings: readonly BuildWarningView[]) => Promise<void>;
   /** Directory for what lives as long as a build. */

@@ -7,6 +7,7 @@ import { readUpper } from "../../image/upper.ts";
 import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { StepLayers } from "./dated-layers.ts";
+import type { StepMounts } from "./mounts.ts";
 import type { BuildIdentity } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 
@@ -19,6 +20,9 @@ const shownLines = 20;
 const shownLength = 500;
 const maxLineLength = 16_384;
 
+/** Shorter lines of a secret would hide what only looks like them. */
+const shortestHidden = 6;
+
 /**
  * Runs a RUN step in a sandbox over the layers and returns what it changed as a layer; null: nothing.
  * @throws BerthError `step_failed` with `exitCode` and the last lines; the signal's reason when it aborts: the process
@@ -27,15 +31,16 @@ const maxLineLength = 16_384;
 export async function runStep(
   step: RunStep,
   layers: readonly Layer[],
-  means: { layers: StepLayers; sandboxes: Sandboxes; scratch: string },
+  { mounts, top, env }: StepMounts,
+  means: { layers: StepLayers; sandboxes: Sandboxes; scratch: string; secrets: ReadonlyMap<string, string> },
   build: BuildIdentity,
   report: BuildReport,
   signal: AbortSignal,
 ): Promise<Layer | null> {
-  if (step.mounts.length > 0) throw new BerthError("not_supported", "RUN --mount is not supported yet.");
   const { sandboxes } = means;
   const below = step.script === null ? layers : [...layers, await scriptLayer(means.layers, step.script)];
-  const paths = await means.layers.lowers(below);
+  const lowers = await means.layers.lowers(below);
+  const paths = top === null ? lowers : [...lowers, top];
   signal.throwIfAborted();
   const id = `${build.buildId}-${step.index}`;
   const slot = sandboxes.takeSlot();
@@ -57,7 +62,7 @@ export async function runStep(
       layers: paths,
       process: {
         args: step.argv,
-        env: [...step.env, ...step.proxyEnv],
+        env: [...step.env, ...step.proxyEnv, ...env],
         cwd: step.cwd,
         user: step.user,
         tty: false,
@@ -69,13 +74,14 @@ export async function runStep(
       profile: "build",
       capabilities: { add: [], drop: [] },
       network: step.network === "none" ? "none" : "project",
+      mounts,
       log,
     });
     signal.addEventListener("abort", kill);
     // Aborted while it started, or ended before anybody listened.
     if (signal.aborted) kill();
     if (sandboxes.probe(id).state !== "running") exit.abort();
-    const last = await followLog(log, step.index, report, exit.signal);
+    const last = await followLog(log, step.index, report, hider(step, means.secrets), exit.signal);
     signal.throwIfAborted();
     const end = sandboxes.probe(id);
     if (end.state !== "exited" || end.exitCode !== 0) throw failure(step, end, last);
@@ -91,11 +97,18 @@ export async function runStep(
 }
 
 /** Passes the step's output on until it has ended; returns the last lines. A line may come in several parts. */
-async function followLog(path: string, step: number, report: BuildReport, exit: AbortSignal): Promise<string[]> {
+async function followLog(
+  path: string,
+  step: number,
+  report: BuildReport,
+  hide: (line: string) => string,
+  exit: AbortSignal,
+): Promise<string[]> {
   const last: string[] = [];
   const open = { stdout: "", stderr: "" };
-  const take = async (stream: "stdout" | "stderr", text: string): Promise<void> => {
+  const take = async (stream: "stdout" | "stderr", line: string): Promise<void> => {
     open[stream] = "";
+    const text = hide(line);
     report.line(step, stream, text);
     last.push(text.slice(0, shownLength));
     if (last.length > shownLines) last.shift();
@@ -108,6 +121,15 @@ async function followLog(path: string, step: number, report: BuildReport, exit: 
   }
   for (const stream of ["stdout", "stderr"] as const) if (open[stream] !== "") await take(stream, open[stream]);
   return last;
+}
+
+/** Of what a step may print of its secrets the log shows `***`: whole lines of them of some length, found literally. */
+function hider(step: RunStep, secrets: ReadonlyMap<string, string>): (line: string) => string {
+  const ids = step.mounts.flatMap((mount) => (mount.type === "secret" ? [mount.id] : []));
+  const lines = ids
+    .flatMap((id) => (secrets.get(id) ?? "").split("\n"))
+    .filter((line) => line.length >= shortestHidden);
+  return (line) => lines.reduce((shown, secret) => shown.replaceAll(secret, "***"), line);
 }
 
 function failure(step: RunStep, end: ReturnType<Sandboxes["probe"]>, last: readonly string[]): BerthError {

@@ -5,34 +5,28 @@ import { resolveIn } from "../../build/tree.ts";
 import type { StepResult } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import { commitPattern } from "../../core/git-source.ts";
-import type { Image, Layer } from "../../core/image.ts";
+import type { Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
 import type { Turns } from "../../image/turns.ts";
 import { resolveOwner } from "./accounts.ts";
-import type { ContextTree } from "./context-tree.ts";
 import { copiedContent } from "./copied-content.ts";
 import { copyLayer } from "./copy-layer.ts";
 import { type CopySource, originSource } from "./copy-source.ts";
 import { hostDecompress } from "./decompress-program.ts";
 import { Destination } from "./destination.ts";
 import type { FileTree } from "./file-entry.ts";
+import { mountedContents } from "./mounted-content.ts";
+import { withMounts } from "./mounts.ts";
+import { isLayered, type Origins, originLayers, withLayers, withOrigin } from "./origins.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
-import type { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
-import { emptyRoot } from "./root-view.ts";
 import { runStep } from "./run-step.ts";
 
 /** Everything that steps of one build share. */
-export interface BuildState {
+export interface BuildState extends Origins {
   means: BuildMeans;
   build: BuildIdentity;
   report: BuildReport;
-  signal: AbortSignal;
-  context: ContextTree;
-  images: ReadonlyMap<string, Image>;
-  remotes: RemoteTrees;
-  /** Layers of the finished stages, by number. */
-  stages: ReadonlyMap<number, readonly Layer[]>;
   /** Do not look for earlier results; those of this build are kept all the same. */
   noCache: boolean;
   /** As `BuildPlan.epoch`; the layers of `means` have it. */
@@ -78,12 +72,11 @@ async function usable(state: BuildState, key: string): Promise<StepResult | null
  * where it copies from; then that what it takes from there is the same.
  */
 function contentsOf(state: BuildState, step: LayerStep): (() => Promise<string>)[] {
-  if (step.kind !== "copy") return [() => Promise.resolve("")];
+  if (step.kind === "run") return mountedContents(state, step.mounts);
+  if (step.kind === "workdir") return [() => Promise.resolve("")];
   const whole = () => withSources(state, step, (sources) => copiedContent(sources, step));
   const { origin } = step;
-  if (origin.kind === "stage" || origin.kind === "image") {
-    return [() => Promise.resolve(chainKey(originLayers(state, origin))), whole];
-  }
+  if (isLayered(origin)) return [() => Promise.resolve(chainKey(originLayers(state, origin))), whole];
   const pinned = pinnedContent(step);
   return pinned === null ? [whole] : [() => Promise.resolve(pinned), whole];
 }
@@ -101,12 +94,9 @@ async function withSources<T>(
   step: CopyStep,
   use: (sources: readonly CopySource[]) => Promise<T>,
 ): Promise<T> {
-  const { means, context, remotes, signal } = state;
+  const { context, remotes, signal } = state;
   const { origin } = step;
-  if (origin.kind === "stage" || origin.kind === "image") {
-    return withLayers(means, originLayers(state, origin), (root) => use([originSource(step, root)]));
-  }
-  if (origin.kind === "files") return use([originSource(step, await remotes.tree(origin.source, null, signal))]);
+  if (origin.kind !== "context") return withOrigin(state, origin, (tree) => use([originSource(step, tree)]));
   const elsewhere = await Promise.all(
     step.remotes.map(async (remote) => ({
       tree: await remotes.tree(remote, step.checksum, signal),
@@ -118,17 +108,13 @@ async function withSources<T>(
   return use([originSource(step, context), ...elsewhere]);
 }
 
-function originLayers(state: BuildState, origin: CopyStep["origin"] & { kind: "stage" | "image" }): readonly Layer[] {
-  const layers = origin.kind === "stage" ? state.stages.get(origin.stage) : state.images.get(origin.key)?.layers;
-  if (layers === undefined) throw new Error("a step reads a stage or image that is not there yet");
-  return layers;
-}
-
 async function perform(state: BuildState, step: LayerStep, below: readonly Layer[]): Promise<Layer | null> {
   const { means, build, report, signal } = state;
   switch (step.kind) {
     case "run":
-      return state.running.take(() => runStep(step, below, means, build, report, signal));
+      return state.running.take(() =>
+        withMounts(state, step, below, (mounts) => runStep(step, below, mounts, means, build, report, signal)),
+      );
     case "workdir":
       return withLayers(means, below, async (root) => {
         const entries = await workdirEntries(step, root);
@@ -141,15 +127,6 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
         ),
       );
   }
-}
-
-async function withLayers<T>(
-  means: BuildMeans,
-  layers: readonly Layer[],
-  use: (root: FileTree) => Promise<T>,
-): Promise<T> {
-  if (layers.length === 0) return use(emptyRoot);
-  return means.withRoot(await means.layers.lowers(layers), use);
 }
 
 /** The directory of a WORKDIR when the root does not have it; null: it has. */

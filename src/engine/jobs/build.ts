@@ -12,7 +12,7 @@ import {
   recordWarnings,
   reportBuild,
 } from "../../db/build-runs.ts";
-import { holdsJob } from "../../db/leases.ts";
+import { type ClaimedJob, holdsJob } from "../../db/leases.ts";
 import { HttpClient } from "../../image/http.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
@@ -22,6 +22,7 @@ import { RootView } from "../build/root-view.ts";
 import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
+import type { Services } from "../services.ts";
 import { credentials } from "./transfer.ts";
 
 /** Where builds keep what lives as long as they do; a worker that begins removes what an earlier one left. */
@@ -31,6 +32,13 @@ export function buildScratch(dataDir: string): string {
 
 /** How long a server that a build downloads from may be silent. */
 const downloadIdleMs = 30_000;
+
+/** What came with the build for its secret mounts, by id. */
+async function sealedSecrets(job: ClaimedJob, services: Services): Promise<ReadonlyMap<string, string>> {
+  const { secrets } = job.payload as { secrets?: string };
+  if (secrets === undefined) return new Map();
+  return new Map(Object.entries(JSON.parse(await services.openSealed(job, secrets)) as Record<string, string>));
+}
 
 /** Builds an image from an uploaded context or a git repository and tags it. */
 export const build: JobHandler = async (job, services, signal) => {
@@ -42,6 +50,7 @@ export const build: JobHandler = async (job, services, signal) => {
   reach("build.begun");
   const { id: buildId, request, nextSeq } = begun;
   const gitAuth = await credentials(job, services);
+  const secrets = await sealedSecrets(job, services);
   const { limits } = request;
   const references = request.tags.map(parseReference);
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
@@ -76,6 +85,7 @@ export const build: JobHandler = async (job, services, signal) => {
     outbound,
     http,
     gitAuth,
+    secrets,
     fetched: async (source) => {
       if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
     },

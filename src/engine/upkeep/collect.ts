@@ -15,12 +15,13 @@ const uselessMs = 7 * 24 * graceMs;
 export async function collect(
   services: Pick<Services, "connection" | "blobs" | "layers" | "log"> & {
     host: Pick<Services["host"], "id">;
-    sandboxes: Pick<Sandboxes, "unmountLayer">;
+    sandboxes: Pick<Sandboxes, "unmountLayer"> & { caches: Pick<Sandboxes["caches"], "tidy"> };
   },
 ): Promise<void> {
   const { connection, host, blobs, layers, sandboxes, log } = services;
   await deleteExpired(connection.db);
   await blobs.tidy(graceMs);
+  await sandboxes.caches.tidy();
   const needed = await neededLayers(connection.db);
   const used = await layersInUse(connection.db, host.id);
   let removed = 0;

@@ -35,19 +35,44 @@ export class Disks {
    * Makes a slot's disk, empty; a file that is there is replaced. 0.5 ms when a disk of this size was made before.
    * @param size bytes; rounded up to whole blocks and to the smallest disk
    */
-  async create(slot: number, size: number): Promise<void> {
+  create(slot: number, size: number): Promise<void> {
+    return this.createAt(this.path(slot), size);
+  }
+
+  /** The same, as a file of any place. */
+  async createAt(path: string, size: number): Promise<void> {
     const template = await this.#template(Math.max(smallestDisk, Math.ceil(size / blockSize) * blockSize));
-    stamp(template, this.path(slot));
+    stamp(template, path);
   }
 
   /**
-   * Mounts a slot's disk on a directory, with `upper` and `work` in it that belong to the container's base id. The loop
-   * device frees itself when the mount ends. 3 ms. Set-user-id files work, as images need them; devices don't.
-   * A disk that was in use when the host went down is checked first.
-   * @throws BerthError `start_failed` when the disk is damaged beyond repair, or still in use.
+   * Mounts a slot's disk on a directory, with `upper` and `work` in it that belong to the container's base id. 3 ms.
+   * Set-user-id files work, as images need them; devices don't.
+   * @throws as `mountAt`
    */
   async mount(slot: number, target: string, idBase: number): Promise<void> {
-    const path = this.path(slot);
+    await this.mountAt(this.path(slot), target);
+    for (const name of ["upper", "work"]) {
+      try {
+        mkdirSync(`${target}/${name}`, { mode: 0o755 });
+        chownSync(`${target}/${name}`, idBase, idBase);
+      } catch (error) {
+        if (!hasCode(error, "EEXIST")) throw error;
+      }
+    }
+  }
+
+  /**
+   * Mounts a disk's file on a directory. The loop device frees itself when the mount ends. A disk that was in use when the
+   * host went down is checked first.
+   * @param more flags of ext4, and attributes of the mount
+   * @throws BerthError `start_failed` when the disk is damaged beyond repair, or still in use.
+   */
+  async mountAt(
+    path: string,
+    target: string,
+    more: { flags?: readonly string[]; attributes?: number } = {},
+  ): Promise<void> {
     if (!isClean(path)) await this.#check(path);
     const loop = await attachLoop(path, { readOnly: false, direct: true });
     try {
@@ -56,8 +81,10 @@ export class Disks {
         ["source", loop.path],
         ["noinit_itable", true],
         ["errors", "remount-ro"],
+        ...(more.flags ?? []).map((flag) => [flag, true] as const),
       ] as const;
-      const mount = await newMountLater("ext4", options, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
+      const attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME | (more.attributes ?? 0);
+      const mount = await newMountLater("ext4", options, attributes);
       try {
         attachMount(mount, target);
       } finally {
@@ -65,14 +92,6 @@ export class Disks {
       }
     } finally {
       closeSync(loop.fd);
-    }
-    for (const name of ["upper", "work"]) {
-      try {
-        mkdirSync(`${target}/${name}`, { mode: 0o755 });
-        chownSync(`${target}/${name}`, idBase, idBase);
-      } catch (error) {
-        if (!hasCode(error, "EEXIST")) throw error;
-      }
     }
   }
 

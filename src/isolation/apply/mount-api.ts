@@ -4,7 +4,9 @@ import { bind, bindSyscall, O_CLOEXEC, SyscallError } from "./ffi.ts";
 /** The kernel's mount calls (mount_setattr(2), fsopen(2) and companions, since 5.12). Paths are the worker's own. */
 
 export const MOUNT_ATTR_RDONLY = 0x1;
+export const MOUNT_ATTR_NOSUID = 0x2;
 export const MOUNT_ATTR_NODEV = 0x4;
+export const MOUNT_ATTR_NOEXEC = 0x8;
 export const MOUNT_ATTR_NOATIME = 0x10;
 const MOUNT_ATTR_IDMAP = 0x100000;
 

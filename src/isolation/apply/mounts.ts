@@ -7,6 +7,8 @@ import {
   cloneMount,
   detachMount,
   MOUNT_ATTR_NODEV,
+  MOUNT_ATTR_NOEXEC,
+  MOUNT_ATTR_NOSUID,
   MOUNT_ATTR_RDONLY,
   type MountOption,
   mapIds,
@@ -103,17 +105,44 @@ export class Mounts {
     }
   }
 
-  /** Layers as one read-only tree, owners as the images say: what a build copies from. Lowest first. */
-  async mountView(layers: readonly string[], target: string): Promise<void> {
+  /**
+   * Layers as one read-only tree, lowest first: what a build copies from, owners as the images say, or what a process of
+   * a user namespace may see.
+   */
+  async mountView(layers: readonly string[], target: string, userNamespace: number | null = null): Promise<void> {
     // An overlay without an upper needs two layers; an empty one below changes nothing.
     const places = await this.#places([this.#empty, ...layers]);
     const clones: number[] = [];
     try {
-      for (const place of places) clones.push(cloneMount(place));
+      for (const place of places) {
+        const clone = cloneMount(place);
+        clones.push(clone);
+        if (userNamespace !== null) mapIds(clone, userNamespace);
+      }
       this.#mountOverlay(clones, [], target, MOUNT_ATTR_RDONLY);
     } finally {
       for (const clone of clones) closeSync(clone);
     }
+  }
+
+  /** A directory once more, for the processes of a user namespace: the ids that they write are kept as they see them. */
+  mountDirectory(path: string, target: string, userNamespace: number): void {
+    const clone = cloneMount(path);
+    try {
+      mapIds(clone, userNamespace);
+      attachMount(clone, target);
+    } finally {
+      closeSync(clone);
+    }
+  }
+
+  /** An empty directory in memory that only this mount namespace sees. @param size bytes */
+  mountMemory(target: string, size: number): void {
+    const options = [
+      ["mode", "0711"],
+      ["size", String(size)],
+    ] as const;
+    attach(newMount("tmpfs", options, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), target);
   }
 
   /** Unmounts a root filesystem or view. Idempotent. EBUSY: a process of this mount namespace still uses it. */

@@ -24,6 +24,9 @@ export interface Layout {
   views: string;
   dataDir: string;
   disks: string;
+  /** Disks of caches, in a directory for each project, and where they are mounted; see caches.ts. */
+  caches: string;
+  cacheMounts: string;
   /** One directory a slot: a monitor's log has its path before its container is known; see SlotLayout.log. */
   logs: string;
   /** A read-only lowest layer with the directories and files that the runtime mounts over. */
@@ -47,6 +50,8 @@ export function layout(config: { instance: string; runDir: string; dataDir: stri
     views: `${runDir}/views`,
     dataDir,
     disks: `${dataDir}/worker/disks`,
+    caches: `${dataDir}/worker/caches`,
+    cacheMounts: `${runDir}/caches`,
     logs: `${dataDir}/worker/slot-logs`,
     mountTargets: `${dataDir}/worker/mount-targets`,
     cgroup: `/berth-${instance}`,
@@ -61,7 +66,9 @@ export interface SlotLayout {
   /** Also the OCI bundle. */
   dir: string;
   rootfs: string;
-  disk: { image: string; mount: string; upper: string; work: string; hostFiles: string };
+  disk: { image: string; mount: string; upper: string; work: string; hostFiles: string; mounts: string };
+  /** Where what the container's mounts show is mounted for it, by number. */
+  mounts: string;
   config: string;
   /** Written by the runtime: the first process's pid. */
   pidFile: string;
@@ -91,7 +98,9 @@ export function slotLayout(all: Layout, slot: number): SlotLayout {
       upper: `${mount}/upper`,
       work: `${mount}/work`,
       hostFiles: `${mount}/etc`,
+      mounts: `${mount}/mounts`,
     },
+    mounts: `${dir}/mounts`,
     config: `${dir}/config.json`,
     pidFile: `${dir}/pid`,
     owner: `${dir}/owner.json`,

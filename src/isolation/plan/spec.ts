@@ -5,6 +5,11 @@ import type { Protection } from "./protection.ts";
 import type { SeccompProfile } from "./seccomp.ts";
 import { idCount, type User } from "./user.ts";
 
+/** A mount beyond those that every container has; `source` is a path of the host that was made ready for it. */
+export type ExtraMount =
+  | { kind: "tmpfs"; target: string; size: number | null }
+  | { kind: "bind"; target: string; source: string; writable: boolean };
+
 /** All that a runtime's config is made of. Paths are absolute, on the host. */
 export interface SpecInput {
   process: { args: readonly string[]; env: readonly string[]; cwd: string; user: User; tty: boolean };
@@ -13,6 +18,7 @@ export interface SpecInput {
   readOnlyRootfs: boolean;
   /** Directory with `hosts`, `resolv.conf` and `hostname`. */
   hostFiles: string;
+  mounts: readonly ExtraMount[];
   limits: Pick<Resources, "cpus" | "memory" | "pids">;
   capabilities: { add: readonly string[]; drop: readonly string[] };
   profile: "container" | "build";
@@ -121,7 +127,7 @@ export function runtimeSpec(input: SpecInput, without: ReadonlySet<Protection> =
     process,
     root: { path: input.rootfs, readonly: input.readOnlyRootfs },
     ...(!without.has("uts") && { hostname: input.hostname }),
-    mounts: mounts(input.hostFiles, input.readOnlyRootfs, without),
+    mounts: [...mounts(input.hostFiles, input.readOnlyRootfs, without), ...input.mounts.map(extraMount)],
     // crun takes the filter compiled: 1 ms instead of 13.
     annotations: filter !== null && crun ? { "run.oci.seccomp_bpf_data": filter.bpf } : {},
     linux: {
@@ -207,4 +213,14 @@ function mounts(hostFiles: string, readOnly: boolean, without: ReadonlySet<Prote
       options: ["bind", "nosuid", "nodev", "noexec", readOnly ? "ro" : "rw"],
     })),
   ];
+}
+
+function extraMount(mount: ExtraMount): Mount {
+  const { target: destination } = mount;
+  if (mount.kind === "bind") {
+    const options = ["bind", "nosuid", "nodev", mount.writable ? "rw" : "ro"];
+    return { destination, type: "bind", source: mount.source, options };
+  }
+  const size = mount.size === null ? [] : [`size=${String(mount.size)}`];
+  return { destination, type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", ...size] };
 }

@@ -1,0 +1,214 @@
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync } from "node:fs";
+import { mkdir, readdir, rename, rm, rmdir, stat, utimes } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Disks } from "./apply/disk.ts";
+import { listLoops } from "./apply/loop.ts";
+import { MOUNT_ATTR_NOSUID } from "./apply/mount-api.ts";
+import { mountsBelow } from "./apply/mount-table.ts";
+import type { Layout } from "./plan/layout.ts";
+import { SharedLock } from "./shared-lock.ts";
+
+/** Bytes that one cache may hold, and how much a project may have of them on a host before the oldest go. */
+const cacheBytes = 10 * 2 ** 30;
+const projectBytes = 20 * 2 ** 30;
+const projectCaches = 100;
+/** One that was not used for so long is removed; its mount goes much earlier. */
+const uselessMs = 7 * 24 * 3600 * 1000;
+const idleMs = 60_000;
+
+export interface CacheRequest {
+  projectId: string;
+  /** Names the cache within the project. */
+  id: string;
+  /** `private`: nobody else uses it at the same time, for each has one of their own; `locked`: they wait instead. */
+  sharing: "shared" | "private" | "locked";
+  /** Fills an empty cache, whose directory becomes what `path` is. One that could not be filled is filled again. */
+  begin: (directory: string) => Promise<void>;
+  signal: AbortSignal;
+}
+
+export interface OpenCache {
+  /** Its directory, for a mount of kind `directory`. */
+  path: string;
+  /** Idempotent. To be called when no process can write any more. */
+  close(): void;
+}
+
+interface StoredCache {
+  name: string;
+  bytes: number;
+  usedAt: number;
+}
+
+/**
+ * What builds keep from one to the next (`RUN --mount=type=cache`): each cache is a disk of its own, a file of its project's
+ * directory, so that its bytes and inodes are bounded, and no file of a tenant is ever one of the host's. Owners are kept as
+ * the processes see them, whichever host ids they have. A disk stays mounted while it is used, out of the host's sight.
+ */
+export class Caches {
+  readonly #disks: Disks;
+  readonly #dir: string;
+  readonly #mounts: string;
+  readonly #locks = new Map<string, SharedLock>();
+  /** By name: resolves when its directory is there. */
+  readonly #ready = new Map<string, Promise<void>>();
+  readonly #mounted: Set<string>;
+
+  /** What an earlier worker has left mounted is taken over. */
+  constructor(disks: Disks, { caches, cacheMounts }: Pick<Layout, "caches" | "cacheMounts">) {
+    this.#disks = disks;
+    this.#dir = caches;
+    this.#mounts = cacheMounts;
+    mkdirSync(caches, { recursive: true, mode: 0o700 });
+    mkdirSync(cacheMounts, { recursive: true, mode: 0o700 });
+    this.#mounted = new Set(mountsBelow(cacheMounts).map(({ path }) => path));
+  }
+
+  /**
+   * Opens a cache, which is made when it is not there.
+   * @throws the signal's reason; BerthError `start_failed` when its disk is damaged beyond repair
+   */
+  async open({ projectId, id, sharing, begin, signal }: CacheRequest): Promise<OpenCache> {
+    const hash = createHash("sha256").update(id).digest("hex").slice(0, 40);
+    const { name, close } =
+      sharing === "private"
+        ? this.#takeCopy(`${projectId}/${hash}`)
+        : await this.#take(`${projectId}/${hash}-0`, sharing === "locked", signal);
+    try {
+      let ready = this.#ready.get(name);
+      if (ready === undefined) {
+        ready = this.#begin(name, begin);
+        this.#ready.set(name, ready);
+        ready.catch(() => this.#ready.delete(name));
+      }
+      await ready;
+      const now = new Date();
+      await utimes(this.#image(name), now, now);
+      return { path: `${this.#place(name)}/content`, close };
+    } catch (error) {
+      close();
+      throw error;
+    }
+  }
+
+  /** Removes a project's caches, but for those in use. Answers how many bytes of the host's disk they took. */
+  async prune(projectId: string): Promise<number> {
+    let bytes = 0;
+    for (const cache of await this.#stored(projectId)) if (await this.#remove(cache.name)) bytes += cache.bytes;
+    return bytes;
+  }
+
+  /** Removes what was not used for long, and the oldest where a project has too much; unmounts what is idle. */
+  async tidy(): Promise<void> {
+    for (const projectId of await readdir(this.#dir)) {
+      let total = 0;
+      const newestFirst = (await this.#stored(projectId)).toSorted((one, other) => other.usedAt - one.usedAt);
+      for (const [index, { name, bytes, usedAt }] of newestFirst.entries()) {
+        const unusedMs = Date.now() - usedAt;
+        const useless = unusedMs > uselessMs || total + bytes > projectBytes || index >= projectCaches;
+        if (useless && (await this.#remove(name))) continue;
+        total += bytes;
+        if (unusedMs > idleMs) await this.#ifFree(name, () => this.#unmount(name));
+      }
+    }
+  }
+
+  async #stored(projectId: string): Promise<StoredCache[]> {
+    const files = await readdir(`${this.#dir}/${projectId}`).catch(() => []);
+    const found: StoredCache[] = [];
+    for (const file of files) {
+      if (!file.endsWith(".img")) continue;
+      const stats = await stat(`${this.#dir}/${projectId}/${file}`).catch(() => null);
+      if (stats === null) continue;
+      const name = `${projectId}/${file.slice(0, -".img".length)}`;
+      found.push({ name, bytes: stats.blocks * 512, usedAt: stats.mtimeMs });
+    }
+    return found;
+  }
+
+  async #take(name: string, alone: boolean, signal: AbortSignal): Promise<{ name: string; close: () => void }> {
+    return { name, close: await this.#lock(name).take(alone, signal) };
+  }
+
+  /** The first of the private copies that nobody uses. Number 0 is the one that is shared. */
+  #takeCopy(prefix: string): { name: string; close: () => void } {
+    for (let number = 1; ; number++) {
+      const name = `${prefix}-${String(number)}`;
+      const close = this.#lock(name).takeNow();
+      if (close !== null) return { name, close };
+    }
+  }
+
+  #lock(name: string): SharedLock {
+    const lock = this.#locks.get(name) ?? new SharedLock();
+    this.#locks.set(name, lock);
+    return lock;
+  }
+
+  async #begin(name: string, begin: CacheRequest["begin"]): Promise<void> {
+    const [image, place] = [this.#image(name), this.#place(name)];
+    if (!this.#mounted.has(place)) {
+      if (!existsSync(image)) {
+        await mkdir(`${this.#dir}/${name.slice(0, name.indexOf("/"))}`, { recursive: true, mode: 0o700 });
+        await this.#disks.createAt(image, cacheBytes);
+      }
+      await mkdir(place, { recursive: true, mode: 0o700 });
+      await detached(image);
+      // What is deleted in it is given back to the host.
+      await this.#disks.mountAt(image, place, { flags: ["discard"], attributes: MOUNT_ATTR_NOSUID });
+      this.#mounted.add(place);
+    }
+    const content = `${place}/content`;
+    if (existsSync(content)) return;
+    const unfinished = `${content}.new`;
+    await rm(unfinished, { recursive: true, force: true });
+    await mkdir(unfinished, { mode: 0o755 });
+    await begin(unfinished);
+    await rename(unfinished, content);
+  }
+
+  async #remove(name: string): Promise<boolean> {
+    return this.#ifFree(name, async () => {
+      await this.#unmount(name);
+      await rm(this.#image(name), { force: true });
+    });
+  }
+
+  async #unmount(name: string): Promise<void> {
+    const place = this.#place(name);
+    this.#ready.delete(name);
+    if (!this.#mounted.has(place)) return;
+    await this.#disks.unmount(place);
+    this.#mounted.delete(place);
+    await rmdir(place);
+  }
+
+  /** Does it unless somebody uses the cache: whether it was done. */
+  async #ifFree(name: string, work: () => Promise<void>): Promise<boolean> {
+    const release = this.#lock(name).takeNow();
+    if (release === null) return false;
+    try {
+      await work();
+      return true;
+    } finally {
+      release();
+    }
+  }
+
+  #image(name: string): string {
+    return `${this.#dir}/${name}.img`;
+  }
+
+  #place(name: string): string {
+    return `${this.#mounts}/${name.replace("/", "-")}`;
+  }
+}
+
+/** A mount of it that just ended takes its loop device with it a moment later. */
+async function detached(image: string): Promise<void> {
+  for (let attempt = 0; attempt < 100; attempt++) {
+    if (!listLoops().some(({ file }) => file === image)) return;
+    await sleep(20);
+  }
+}

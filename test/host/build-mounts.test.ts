@@ -1,0 +1,163 @@
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { type BuildWorker, busybox, startBuildWorker } from "../support/builds.ts";
+import { entry } from "../support/image.ts";
+
+let worker: BuildWorker;
+
+beforeAll(async () => {
+  worker = await startBuildWorker();
+  const lines = ["FROM scratch", "COPY busybox /bin/busybox", 'RUN ["/bin/busybox", "--install", "-s", "/bin"]'];
+  expect((await worker.build("base", lines, { busybox: busybox() })).error).toBeNull();
+});
+afterAll(() => worker.stop());
+afterEach(() => {
+  expect(worker.leftovers()).toEqual([]);
+});
+
+type Answer = Awaited<ReturnType<BuildWorker["build"]>>;
+const said = ({ log }: Answer) => log.filter((line) => line.startsWith("stdout: ")).map((line) => line.slice(8));
+const filesOf = ({ files }: Answer) => Object.keys(files).filter((path) => !/^\/(?:bin)?(?:\/|$)/.test(path));
+
+test("mounts are there while the step runs, and neither they nor what they are mounted over are in the layer", async () => {
+  const answer = await worker.build(
+    "kinds",
+    [
+      "FROM base AS made",
+      "RUN mkdir -p /out/sub && echo built > /out/sub/f && chown 7:8 /out/sub/f && ln -s sub /out/link",
+      "FROM base",
+      "RUN mkdir /real && chmod 2770 /real && chown 5:6 /real && ln -s /real /alias",
+      "RUN --mount=type=tmpfs,target=/mem/a,size=1m \\",
+      "    --mount=type=bind,target=/ctx \\",
+      "    --mount=type=bind,source=d/f,target=/alias/one \\",
+      "    --mount=type=bind,from=made,source=/out/link,target=/alias/tree \\",
+      "    --mount=type=cache,target=/alias/cache \\",
+      "    --mount=type=secret,id=token,uid=3,gid=4,mode=0440 \\",
+      "    cat /ctx/a /real/one /alias/tree/f && stat -c '%a %u:%g' /real/tree/f /real /run/secrets/token && \\",
+      "    echo x > /mem/a/x && echo y > /real/cache/y && echo kept > /real/kept; mount | grep -c ' /mem/a .*size=1024k'",
+      "RUN --mount=type=tmpfs,target=/nothing --mount=type=tmpfs,target=/real/nothing true",
+    ],
+    [entry("a", { content: "context\n" }), entry("d/f", { content: "file\n" })],
+    { secrets: { token: "s3cret-value" } },
+  );
+  expect(answer.error).toBeNull();
+  expect(said(answer)).toEqual(["context", "file", "built", "644 7:8", "2770 5:6", "440 3:4", "1"]);
+  expect(filesOf(answer)).toEqual(["/alias", "/real", "/real/kept"]);
+  expect(answer.files["/real"]).toBe("2770 5:6");
+});
+
+test("bind mounts are read-only, or what is written to them is forgotten; what is in them is part of the key", async () => {
+  const read = (content: string, command: string, option = "") =>
+    worker.build("bind", ["FROM base", `RUN --mount=type=bind,target=/c${option} ${command}`], {
+      a: content,
+      "b/": "",
+    });
+  const refused = await read("1", "echo x > /c/a");
+  expect(refused.error?.message).toContain("Read-only file system");
+  const written = await read("1", "echo x > /c/a && rm -r /c/b && mkdir /c/n && cat /c/a", ",rw");
+  expect(written.error).toBeNull();
+  expect(said(written)).toEqual(["x"]);
+  expect(filesOf(written)).toEqual([]);
+  const cached = ({ steps }: Answer) => steps.at(-1)?.cached;
+  expect(cached(await read("1", "cat /c/a"))).toBe(false);
+  expect(cached(await read("1", "cat /c/a"))).toBe(true);
+  expect(cached(await read("2", "cat /c/a"))).toBe(false);
+  // Within a bind mount there may be other mounts, also where it has no directory.
+  const nested = ["FROM base", "RUN --mount=target=/c/b/new,type=tmpfs --mount=target=/c touch /c/b/new/x; ls /c /c/b"];
+  expect(said(await worker.build("nested", nested, { "b/": "" }))).toEqual([
+    "/c:",
+    "Dockerfile",
+    "b",
+    "",
+    "/c/b:",
+    "new",
+  ]);
+});
+
+test("a secret is a file in memory or in the environment, and nowhere else", async () => {
+  const token = "hunter2-hunter2-hunter2";
+  const lines = [
+    "FROM base",
+    "RUN --mount=type=secret,id=token,target=/root/.npmrc --mount=type=secret,id=token,env=TOKEN,required \\",
+    "    cat /root/.npmrc; echo; echo is $TOKEN; df -T /root/.npmrc | tail -1 | awk '{print $2}'; cp /root/.npmrc /copy && rm /copy",
+    'RUN test ! -e /root/.npmrc && test -z "$TOKEN"',
+  ];
+  const answer = await worker.build("secret", lines, {}, { secrets: { token } });
+  expect(answer.error).toBeNull();
+  // What the step prints of it the log hides.
+  expect(said(answer)).toEqual(["***", "is ***", "tmpfs"]);
+  expect(filesOf(answer)).toEqual([]);
+  expect(JSON.stringify(answer)).not.toContain(token);
+  expect(worker.find(token)).toEqual([]);
+  // The search finds what a step leaves.
+  const careless = await worker.build(
+    "careless",
+    ["FROM base", `RUN --mount=type=secret,id=token cat /run/secrets/token > /left`],
+    {},
+    { secrets: { token } },
+  );
+  expect(careless.error).toBeNull();
+  expect(worker.find(token)).not.toEqual([]);
+  // Another value is no reason to run the step again.
+  const other = await worker.build("secret", lines, {}, { secrets: { token: "another-one" } });
+  expect(other.steps.at(-2)?.cached).toBe(true);
+});
+
+test("a secret that is required and missing is named; one that is not required is just not there", async () => {
+  const missing = await worker.build("missing", ["FROM base", "RUN --mount=type=secret,id=npm,required=true true"]);
+  expect(missing.error).toMatchObject({ code: "secret_missing", facts: { line: 2 } });
+  expect(missing.error?.message).toContain('"npm"');
+  const absent = await worker.build("absent", [
+    "FROM base",
+    "RUN --mount=type=secret,id=npm ls /run/secrets 2>&1; true",
+  ]);
+  expect(absent.error).toBeNull();
+});
+
+test("a cache is kept from build to build, for its project alone, and keeps its owners", async () => {
+  const build = (command: string, project = "prj_one", options = "") =>
+    worker.build(
+      "cache",
+      ["FROM base", `RUN --mount=type=cache,target=/cache${options} ${command}`],
+      {},
+      { project, noCache: true },
+    );
+  const first = await build(
+    "echo 1 > /cache/n; chown 12:34 /cache/n; stat -c '%a %u:%g' /cache",
+    "prj_one",
+    ",mode=0750,uid=9",
+  );
+  expect(said(first)).toEqual(["750 9:0"]);
+  expect(said(await build("cat /cache/n && stat -c %u:%g /cache/n"))).toEqual(["1", "12:34"]);
+  expect(said(await build("ls /cache; echo done", "prj_two"))).toEqual(["done"]);
+  expect(said(await build("ls /cache; echo done", "prj_one", ",id=other"))).toEqual(["done"]);
+  expect((await build("echo x > /cache/x", "prj_one", ",ro")).error?.message).toContain("Read-only file system");
+});
+
+test("an empty cache begins with what it is made from", async () => {
+  const lines = [
+    "FROM base AS seed",
+    "RUN mkdir -p /s/d && echo seed > /s/d/f && chown 7:8 /s/d/f && chmod 4755 /s/d/f && ln -s /etc/passwd /s/link",
+    "FROM base",
+    "RUN --mount=type=cache,target=/c,from=seed,source=/s,uid=5 cat /c/d/f; stat -c '%a %u:%g' /c/d/f; readlink /c/link; stat -c %u /c; echo more > /c/more",
+    "RUN --mount=type=cache,target=/c,from=seed,source=/s ls /c",
+  ];
+  const answer = await worker.build("seed", lines);
+  expect(answer.error).toBeNull();
+  expect(said(answer)).toEqual(["seed", "4755 7:8", "/etc/passwd", "5", "d", "link", "more"]);
+});
+
+test("shared, locked and private caches of two steps at the same time", async () => {
+  const together = (sharing: string) =>
+    worker.build(`sharing-${sharing}`, [
+      ...["one", "two"].flatMap((name) => [
+        `FROM base AS ${name}`,
+        `RUN --mount=type=cache,id=${sharing},target=/c,sharing=${sharing} touch /c/${name}; sleep 0.7; echo ${name} $(ls /c); sleep 0.3; rm /c/${name}`,
+      ]),
+      "FROM base",
+      "COPY --from=one /bin/busybox /1",
+      "COPY --from=two /bin/busybox /2",
+    ]);
+  expect(said(await together("shared")).sort()).toEqual(["one one two", "two one two"]);
+  expect(said(await together("locked")).sort()).toEqual(["one one", "two two"]);
+  expect(said(await together("private")).sort()).toEqual(["one one", "two two"]);
+});
