@@ -123,6 +123,10 @@ export interface DeploymentView {
   ageMs: number;
   /** null: not made yet, or gone. */
   container: DeployedContainer | null;
+  /** The host port that a process of the host has, when the container could not start for that. */
+  refusedPort: number | null;
+  /** Host ports that the template names. */
+  namedPorts: number[];
   /** What else is left of the source's earlier containers. */
   others: { wanted: Wanted; status: ContainerStatus }[];
   /** Another deployment of the source is between its switch and its end. */
@@ -130,8 +134,11 @@ export interface DeploymentView {
 }
 
 export type DeployStep =
-  /** Make the container, on its host beside the one before. */
-  | { step: "create" }
+  /**
+   * Make the container, on its host beside the one before, and in place of one that could not start; `above`: ports that
+   * the host is to choose are above this one, which is not free after all.
+   */
+  | { step: "create"; above: number }
   /** Lead the ports to it. */
   | { step: "switch" }
   /** It serves: record it, and ask the containers before it to stop. */
@@ -161,7 +168,7 @@ export function nextDeployStep(view: DeploymentView): DeployStep {
     case "failed":
       return { step: "done" };
     case "pending":
-      return view.otherSwitching ? wait : { step: "create" };
+      return view.otherSwitching ? wait : { step: "create", above: 0 };
     case "starting":
       return whileStarting(view, container) ?? wait;
     case "switching": {
@@ -186,7 +193,13 @@ function whileStarting(view: DeploymentView, container: DeployedContainer | null
     return fail("container_ended", "The new container was removed before it served.");
   }
   const { status, health, exitCode, reason, detail } = container;
-  if (reason === "host_port_in_use") return fail(reason, detail ?? "A process of the host has the port.");
+  if (reason === "host_port_in_use") {
+    const { refusedPort, namedPorts } = view;
+    const chosen = refusedPort !== null && !namedPorts.includes(refusedPort);
+    return chosen
+      ? { step: "create", above: refusedPort }
+      : fail(reason, detail ?? "A process of the host has the port.");
+  }
   if (status === "exited" || status === "failed" || status === "restarting" || container.restartCount > 0) {
     const how = exitCode === null ? (detail ?? reason ?? "nobody saw how") : `with exit code ${exitCode}`;
     return fail("container_ended", `The new container ended before it served: ${sentence(how)}`);

@@ -37,6 +37,11 @@ export async function readDeploymentRun(sql: Sql, id: string): Promise<Deploymen
         'restartCount', c.restart_count, 'health', c.health, 'exitCode', c.exit_code, 'reason', c.reason,
         'detail', c.detail, 'ranMs', coalesce(extract(epoch from now() - c.started_at) * 1000, 0)::float8,
         'pendingPorts', (select count(*) from ports p where p.container_id = c.id and p.status = 'pending')) end container,
+      case when c.reason = 'host_port_in_use' then (select (e.data->>'hostPort')::int from events e
+        where e.project_id = d.project_id and e.subject_id = c.id and e.type = 'container.failed'
+        order by e.id desc limit 1) end "refusedPort",
+      (select coalesce(jsonb_agg(p->'hostPort'), '[]') from jsonb_array_elements(d.template->'spec'->'ports') p
+        where p ? 'hostPort') "namedPorts",
       (select coalesce(jsonb_agg(jsonb_build_object('wanted', o.wanted, 'status', o.status)), '[]') from containers o
         where o.id in (${earlier(sql)}) and o.wanted <> 'removed') others,
       exists (select from deployments o where o.source_id = d.source_id and o.id <> d.id and o.status = 'switching')
@@ -104,6 +109,13 @@ export async function moveDeployment(
   });
   await wake(tx, topics.resource(run.id));
   return true;
+}
+
+/** Removes the deployment's container, which could not start. */
+export async function dropContainer(tx: Tx, id: string): Promise<void> {
+  const rows = await tx<{ hostId: string }[]>`
+    update containers set wanted = 'removed', wanted_rev = wanted_rev + 1 where id = ${id} returning host_id "hostId"`;
+  await wake(tx, ...rows.map(({ hostId }) => topics.host(hostId)));
 }
 
 /** Leads ports of the container before to the new one. The host applies the rows, each by one change of its firewall. */

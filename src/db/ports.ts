@@ -62,8 +62,9 @@ export interface NewPort {
   containerId: string;
   hostId: string;
   containerPort: number;
-  /** null: the host's lowest free port of its range that is not reserved. */
+  /** null: the host's lowest free port of its range that is not reserved, and above `above`. */
   hostPort: number | null;
+  above?: number;
   protocol: Protocol;
   /** null: all of the host's addresses. */
   hostAddress: string | null;
@@ -100,7 +101,7 @@ export async function insertPort(tx: Tx, port: NewPort): Promise<void> {
     await tx`
       insert into ports (id, project_id, container_id, host_id, container_port, host_port, protocol, host_address)
       select ${port.id}, ${port.projectId}, ${port.containerId}, h.id, ${port.containerPort},
-        coalesce(${port.hostPort}::int, berth_free_port(h.id, ${port.protocol}, h.port_first, h.port_last)),
+        coalesce(${port.hostPort}::int, berth_free_port(h.id, ${port.protocol}, greatest(h.port_first, ${(port.above ?? 0) + 1}::int), h.port_last)),
         ${port.protocol}, coalesce(${port.hostAddress}::inet, '0.0.0.0/0')
       from hosts h where h.id = ${port.hostId}`;
   } catch (error) {

@@ -122,7 +122,7 @@ export class ContainerStart {
         container,
         { ...begun, status: "failed", reason: error.code, detail: error.message, finished: true },
         "container.failed",
-        { reason: error.code, detail: error.message },
+        { ...error.facts, reason: error.code, detail: error.message },
       );
       return false;
     }

@@ -5,7 +5,7 @@ import { newId } from "../core/ids.ts";
 import { isOverfull, place } from "../core/placement.ts";
 import { checkQuota } from "../core/quota.ts";
 import { insertContainer } from "../db/containers.ts";
-import { type DeploymentRun, moveDeployment, readBefore } from "../db/deployment-runs.ts";
+import { type DeploymentRun, dropContainer, moveDeployment, readBefore } from "../db/deployment-runs.ts";
 import { appendEvent } from "../db/events.ts";
 import { listHosts } from "../db/hosts.ts";
 import { findImage } from "../db/images.ts";
@@ -19,10 +19,11 @@ const sourceLabel = "berth.source";
 
 /**
  * Makes a deployment's container: on the host of the one before, since ports are a host's, and with only those ports that
- * it does not take over later.
+ * it does not take over later. One that could not start makes way.
+ * @param above of ports that the host chooses
  * @throws BerthError `image_not_found`, `quota_exceeded`, `no_capacity`, `port_taken`, `ports_exhausted`
  */
-export async function createVersion(tx: Tx, run: DeploymentRun): Promise<void> {
+export async function createVersion(tx: Tx, run: DeploymentRun, above: number): Promise<void> {
   const { projectId, template, sourceName } = run;
   const scope = { projectId };
   await lock(tx, `quota:${projectId}`);
@@ -58,7 +59,9 @@ export async function createVersion(tx: Tx, run: DeploymentRun): Promise<void> {
     imageReference: run.imageReference,
     imageDigest: image.digest,
   });
-  for (const port of add) await insertPort(tx, newPort(port, { projectId, containerId: id, hostId: host.id }));
+  const of = { projectId, containerId: id, hostId: host.id };
+  for (const port of add) await insertPort(tx, { ...newPort(port, of), above });
+  if (run.containerId !== null) await dropContainer(tx, run.containerId);
   if ((await listHosts(tx, host.id)).some(isOverfull)) {
     throw new BerthError("no_capacity", `The host ${host.name} has filled up in the meantime.`);
   }

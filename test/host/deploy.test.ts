@@ -1,5 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { get as httpGet } from "node:http";
+import { createServer } from "node:net";
 import { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { z } from "@hono/zod-openapi";
@@ -178,6 +180,25 @@ describe("a deployment", () => {
     await sleep(200);
     expect((await asking.stop()).failures.length).toBeGreaterThan(0);
     await host.ask("DELETE", `/v1/containers/${container.id}?force=true`, undefined, { prefer: "wait=10" });
+  });
+
+  test("passes by a port of the range that a process of the host has", async () => {
+    const taken = createServer().listen(firstPort + 1, "127.0.0.1");
+    await once(taken, "listening");
+    try {
+      const next = await source("next");
+      const first = await next.push(serve("beside"));
+      expect(first.status, first.detail ?? "").toBe("succeeded");
+      expect(first.ports).toMatchObject([{ hostPort: firstPort + 2 }]);
+      expect(await ask(firstPort + 2)).toBe("beside");
+      const named = await source("named", { ports: [{ containerPort: 8080, hostPort: firstPort + 1 }] });
+      const refused = await named.push(serve("never"));
+      expect(refused).toMatchObject({ status: "failed", reason: "host_port_in_use" });
+      for (const name of ["next", refused.containerId ?? ""])
+        await host.ask("DELETE", `/v1/containers/${name}?force=true`);
+    } finally {
+      taken.close();
+    }
   });
 
   test("that ends, is never healthy, or is replaced meanwhile leaves the one before serving and says why", async () => {

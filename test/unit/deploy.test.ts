@@ -105,7 +105,16 @@ const container = (more: Partial<DeployedContainer> = {}): DeployedContainer => 
   ...more,
 });
 const view = (more: Partial<DeploymentView> = {}): DeploymentView => ({
-  ...{ status: "starting", ageMs: 5_000, container: container(), others: [], otherSwitching: false, ...more },
+  ...{
+    status: "starting",
+    ageMs: 5_000,
+    container: container(),
+    refusedPort: null,
+    namedPorts: [],
+    others: [],
+    otherSwitching: false,
+    ...more,
+  },
 });
 const step = (more: Partial<DeploymentView>) => nextDeployStep(view(more)).step;
 
@@ -145,6 +154,12 @@ describe("a deployment", () => {
     ["not_healthy", container({ health: "unhealthy", reason: "unhealthy" })],
   ])("fails with %s", (code, failed) => {
     expect(nextDeployStep(view({ container: failed }))).toMatchObject({ step: "fail", code });
+  });
+
+  test("tries the next port when a process of the host has one that the host was to choose", () => {
+    const refused = { container: container({ status: "failed", reason: "host_port_in_use" }), refusedPort: 8001 };
+    expect(nextDeployStep(view({ ...refused, namedPorts: [443] }))).toEqual({ step: "create", above: 8001 });
+    expect(step({ ...refused, namedPorts: [8001] })).toBe("fail");
   });
 
   test("fails when it takes too long, but not once it has switched", () => {

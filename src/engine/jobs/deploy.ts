@@ -52,7 +52,7 @@ export const deploy: JobHandler = async (job, services, signal) => {
       const step = nextDeployStep(run);
       switch (step.step) {
         case "create":
-          await taking(services, job, run, (tx) => createVersion(tx, run));
+          await taking(services, job, run, (tx) => createVersion(tx, run, step.above));
           break;
         case "switch":
           await taking(services, job, run, (tx) => switchOver(tx, run));
