@@ -14,6 +14,7 @@ import { readContainer } from "../db/inbox.ts";
 import { logPath } from "../engine/container-start.ts";
 import type { AgentListen } from "../engine/host-registration.ts";
 import type { Services } from "../engine/services.ts";
+import { type Change, readChanges } from "../image/changes.ts";
 import { readLog } from "../isolation/container-log.ts";
 import { type AgentApp, addFiles } from "./files.ts";
 
@@ -39,6 +40,9 @@ const execBody = z.strictObject({
 
 /** More than the API takes of its clients: it adds what they left out. */
 const maxBodyBytes = 2 * 1024 * 1024;
+
+/** Paths in one list of changes. */
+const maxChanges = 10_000;
 
 /** What is wrong with a request of the API's is an answer too, not an accident of the host's. */
 function requestError(thrown: unknown): BerthError {
@@ -112,6 +116,13 @@ export function agentApp(services: Services, key: string): AgentApp {
     return c.json({ items: sandboxes.processes(id) });
   });
 
+  app.get("/containers/:id/changes", async (c) => {
+    const { id, image } = await container(c.req.param("id"));
+    const upper = sandboxes.runningUpper(id);
+    const paths = await services.layers.lowers(image?.layers ?? []);
+    return c.json(await sandboxes.withView(paths, (root) => firstChanges(readChanges(upper, root))));
+  });
+
   app.post("/containers/:id/exec", bodyLimit({ maxSize: maxBodyBytes }), async (c) => {
     const row = await container(c.req.param("id"));
     const request = execBody.parse(await c.req.json());
@@ -129,6 +140,16 @@ export function agentApp(services: Services, key: string): AgentApp {
     );
   });
   return app;
+}
+
+/** As many as an answer has. `truncated`: there are more. */
+async function firstChanges(changes: AsyncIterable<Change>): Promise<{ items: Change[]; truncated: boolean }> {
+  const items: Change[] = [];
+  for await (const change of changes) {
+    if (items.length === maxChanges) return { items, truncated: true };
+    items.push(change);
+  }
+  return { items, truncated: false };
 }
 
 async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {

@@ -10,10 +10,10 @@ const idCount = 65_536;
 const nobody = 65_534;
 const chunkSize = 1 << 20;
 /** Names that are looked at (by synchronous calls, about 20 µs each) before other work of the process gets its turn. */
-const namesAtOnce = 256;
+export const namesAtOnce = 256;
 
 /** A directory that is being walked: its descriptor and the names that are still to come, last one first. */
-interface Level {
+export interface Level {
   fd: number;
   path: ByteString;
   names: Buffer[];
@@ -70,7 +70,8 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
   }
 }
 
-function enter(file: Buffer, path: ByteString): Level {
+/** Opens a directory, which must not be a link, and lists it. */
+export function enter(file: Buffer, path: ByteString): Level {
   const fd = openSync(file, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
   try {
     const names = readdirSync(within(fd, Buffer.from(".")), { encoding: "buffer" });
@@ -82,11 +83,11 @@ function enter(file: Buffer, path: ByteString): Level {
 }
 
 /** A path to a name in an open directory, wherever that has been moved to. */
-function within(fd: number, name: Buffer): Buffer {
+export function within(fd: number, name: Buffer): Buffer {
   return Buffer.concat([Buffer.from(`/proc/self/fd/${String(fd)}/`), name]);
 }
 
-function join(parent: ByteString, name: ByteString): ByteString {
+export function join(parent: ByteString, name: ByteString): ByteString {
   return parent === "" ? name : `${parent}/${name}`;
 }
 
@@ -115,7 +116,7 @@ function toEntry(
     return { ...entry, type: "symlink", target: readlinkSync(file, { encoding: "buffer" }).toString("latin1") };
   }
   if (stat.isFIFO()) return { ...entry, type: "fifo" };
-  if (stat.isCharacterDevice() && stat.rdev === 0n) {
+  if (isWhiteout(stat)) {
     const slash = path.lastIndexOf("/") + 1;
     return emptyFile(entry, `${path.slice(0, slash)}.wh.${path.slice(slash)}`);
   }
@@ -153,7 +154,13 @@ function splitTime(ns: bigint): LayerEntry["mtime"] {
   return { seconds: Number((ns - nanoseconds) / 1_000_000_000n), nanoseconds: Number(nanoseconds) };
 }
 
-function isOpaque(xattrs: ReadonlyMap<ByteString, Uint8Array>): boolean {
+/** Whether a file of an upper says that there is none. */
+export function isWhiteout(stat: BigIntStats): boolean {
+  return stat.isCharacterDevice() && stat.rdev === 0n;
+}
+
+/** Whether a directory of an upper stands in place of the one below it. */
+export function isOpaque(xattrs: ReadonlyMap<ByteString, Uint8Array>): boolean {
   const value = xattrs.get("trusted.overlay.opaque");
   return value !== undefined && Buffer.from(value).toString() === "y";
 }

@@ -299,6 +299,11 @@ export class Sandboxes {
     return Number(cgroups.read(cgroup, "memory", cgroups.version === 2 ? "memory.max" : "memory.limit_in_bytes"));
   }
 
+  /** The writable layer of a running container, which changes. @throws BerthError `invalid_state` */
+  runningUpper(id: string): string {
+    return this.#parts.slot(this.#running(id).slot).disk.upper;
+  }
+
   /** The processes of a running container. @throws BerthError `invalid_state` when it does not run */
   processes(id: string): ProcessView[] {
     const { slot, cgroup } = this.#running(id);

@@ -85,9 +85,40 @@ function endedIsNull(error: unknown): null {
   throw error;
 }
 
+const Changes = z
+  .object({
+    items: z.array(
+      z.object({
+        path: z.string().openapi({ example: "/var/log/app.log" }),
+        kind: z.enum(["added", "modified", "deleted"]).openapi({
+          description: "A directory is modified when anything in it is.",
+        }),
+      }),
+    ),
+    truncated: z.boolean().openapi({ description: "Whether there are more than these 10,000." }),
+  })
+  .openapi("ContainerChanges");
+
+const changes = operation({
+  method: "get",
+  path: "/v1/containers/{id}/changes",
+  operationId: "listContainerChanges",
+  tag,
+  summary: "List what a container's files differ in from its image's",
+  description: "Of one that runs. Not for viewers, as its files are not.",
+  request: { params: containerParam },
+  responses: {
+    200: {
+      description: "The changes, a directory before what is in it",
+      content: { "application/json": { schema: Changes } },
+    },
+  },
+  errors: ["not_found", "invalid_state", "host_unavailable"],
+});
+
 export function addContainerUsage(app: App, services: Services): void {
   /** Asks the host about the request's container. @throws BerthError `invalid_state` when it does not run */
-  const asking = async (c: Request, id: string, noun: "stats" | "processes") => {
+  const asking = async (c: Request, id: string, noun: "stats" | "processes" | "changes") => {
     const row = await requireContainer(services, c, id);
     if (!["running", "paused", "stopping"].includes(row.status)) {
       throw new BerthError("invalid_state", `The container is ${row.status}.`);
@@ -115,5 +146,10 @@ export function addContainerUsage(app: App, services: Services): void {
   app.openapi(processes, async (c) => {
     const ask = await asking(c, c.req.valid("param").id, "processes");
     return c.json(Processes.parse(await ask(c.req.raw.signal)), 200);
+  });
+
+  app.openapi(changes, async (c) => {
+    const ask = await asking(c, c.req.valid("param").id, "changes");
+    return c.json(Changes.parse(await ask(c.req.raw.signal)), 200);
   });
 }

@@ -48,6 +48,7 @@ export const permissions = {
   putContainerFiles: "deployer",
   getContainerStats: "viewer",
   listContainerProcesses: "deployer",
+  listContainerChanges: "deployer",
 
   createPort: "deployer",
   listPorts: "viewer",

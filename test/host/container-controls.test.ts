@@ -1,7 +1,9 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { writeTar } from "../../src/image/tar-write.ts";
 import type { Answer, Problem } from "../support/api.ts";
 import { DrivenHost } from "../support/driven-host.ts";
+import { collect, entry } from "../support/image.ts";
 
 // What clients do with a container that runs, through the API and a real worker.
 
@@ -220,4 +222,54 @@ describe("limits", () => {
     expect((await change<Problem>(id, { disk: MiB })).body).toMatchObject({ code: "invalid_request" });
     await remove(id);
   });
+});
+
+test("its changes are told from its image's files, and no link leads out of them", async () => {
+  const script = [
+    "mkdir -p /new/deep",
+    "echo x >/new/deep/file",
+    "rm /bin/yes",
+    "touch /bin/busybox",
+    // A directory of the image becomes a link to one of the host, and the reverse.
+    "rm -r /replaced && ln -s /etc /replaced",
+    "rm /link && mkdir /link && echo x >/link/passwd && echo x >/link/made",
+    "sleep 1000",
+  ];
+  const image = await host.api.app.request("/v1/builds?tag=changes:1", {
+    method: "POST",
+    headers: {
+      authorization: `Bearer ${host.project.tokens.admin}`,
+      "content-type": "application/x-tar",
+      prefer: "wait=60",
+    },
+    body: await collect(
+      writeTar([
+        entry("Dockerfile", {
+          content: "FROM box:1\nRUN mkdir /replaced && touch /replaced/passwd && ln -s /etc /link\n",
+        }),
+      ]),
+    ),
+  });
+  expect(await image.json()).toMatchObject({ status: "succeeded" });
+  const id = await run(script.join("; "), { image: "changes:1" });
+  const list = () =>
+    host.ask<{ items: { path: string; kind: string }[]; truncated: boolean }>("GET", `/v1/containers/${id}/changes`);
+  await expect.poll(async () => (await list()).body.items.map(({ path }) => path)).toContain("/link/made");
+  const { body } = await list();
+  expect(body.truncated).toBe(false);
+  expect(Object.fromEntries(body.items.map(({ path, kind }) => [path, kind]))).toEqual({
+    "/bin": "modified",
+    "/bin/busybox": "modified",
+    "/bin/yes": "deleted",
+    "/link": "modified",
+    "/link/made": "added",
+    "/link/passwd": "added",
+    "/new": "added",
+    "/new/deep": "added",
+    "/new/deep/file": "added",
+    "/replaced": "modified",
+  });
+  await act(id, "stop");
+  expect((await list()).status).toBe(409);
+  await remove(id);
 });
