@@ -117,7 +117,8 @@ export async function requireSource(services: Services, c: Request, id: string):
 
 /** Where a source's webhooks are to be sent: as the client reaches Berth, unless the operator says where it is. */
 function webhookUrl(services: Services, c: Request, id: string): string {
-  return new URL(`/v1/webhooks/${id}`, services.publicUrl ?? c.req.url).href;
+  const base = services.publicUrl?.replace(/\/$/, "") ?? new URL(c.req.url).origin;
+  return `${base}/v1/webhooks/${id}`;
 }
 
 function shown(services: Services, c: Request, row: SourceRow): z.infer<typeof Source> {

@@ -62,10 +62,10 @@ describe("a source", () => {
   });
 
   test("has the webhook's URL that the operator says", async () => {
-    api.services.publicUrl = "https://berth.example";
+    api.services.publicUrl = "https://example.org/berth/";
     const { body } = await create();
     api.services.publicUrl = null;
-    expect(body.webhook.url).toBe(`https://berth.example/v1/webhooks/${body.id}`);
+    expect(body.webhook.url).toBe(`https://example.org/berth/v1/webhooks/${body.id}`);
   });
 
   test("is made once for an Idempotency-Key, and the secret is kept sealed for the repeat", async () => {
