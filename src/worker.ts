@@ -29,8 +29,11 @@ import { Sandboxes } from "./isolation/sandbox.ts";
 import { createLog, type Log } from "./log.ts";
 import { databaseReady, reportReady } from "./supervised.ts";
 
-/** How many jobs of each kind one host does side by side, so that none keeps the others from their turn. */
-const jobsAtOnce = { build: 4, pull: 4, push: 4, source: 4, deploy: 8 };
+/**
+ * How many jobs of each kind one host does side by side, so that none keeps the others from their turn. Of `source` more
+ * than a project may have: those wait for tenants' servers, which need not answer.
+ */
+const jobsAtOnce = { build: 4, pull: 4, push: 4, source: 16, deploy: 8 };
 
 const everyMs = { heartbeat: 5_000, inbox: 2_000, collect: 10 * 60_000 };
 

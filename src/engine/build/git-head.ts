@@ -6,7 +6,7 @@ import { startGit } from "./git-program.ts";
 import { type GitRemote, gitRemote } from "./git-remote.ts";
 import type { GitHost } from "./git-tree.ts";
 
-const maxReadMs = 60_000;
+const maxReadMs = 30_000;
 /** Bytes of the answer, and of git's memory: a server may claim any number of refs, and any that end alike. */
 const maxAnswerBytes = 64 * 1024;
 const addressBytes = 512 * 2 ** 20;
