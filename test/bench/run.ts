@@ -1,10 +1,12 @@
 import { access } from "node:fs/promises";
 import { startRegistry, type TestRegistry } from "../support/registry.ts";
+import { measureApi } from "./api.ts";
 import { type Berth, startBerth } from "./berth.ts";
 import { contextTar } from "./context.ts";
 import { debianBase } from "./debian.ts";
 import { type Docker, startDocker } from "./docker.ts";
 import type { Engine } from "./engine.ts";
+import { measureJobs } from "./jobs.ts";
 import { measurePushes } from "./pushes.ts";
 import { measureRebuilds } from "./rebuilds.ts";
 import { stampProgram } from "./stamp.ts";
@@ -12,7 +14,7 @@ import { measureStarts, startRows } from "./starts.ts";
 import { formatTable, type Row } from "./table.ts";
 import { measureTransfers, transferRows } from "./transfers.ts";
 
-// `npm run bench [-- --runs N --only starts,rebuilds,pushes,transfers]`: the same work by Berth and by Docker Engine on this
+// `npm run bench [-- --runs N --only jobs,api,starts,rebuilds,pushes,transfers]`: the same work by Berth and by its peers on this
 // machine, in turn, in one run.
 const option = (name: string) => process.argv[process.argv.indexOf(`--${name}`) + 1 || process.argv.length];
 const runs = Number(option("runs") ?? 40);
@@ -54,9 +56,16 @@ const hasRegistry = await access("/usr/bin/docker-registry").then(
   () => true,
   () => false,
 );
+// Without the engines, and before them: these have no container engine as their peer.
+if (wanted("jobs"))
+  for (const { peer, rows } of await measureJobs()) console.log(`${formatTable(rows, "Berth", peer)}\n`);
+if (wanted("api")) console.log(`${formatTable(await measureApi(), "Berth", "(no peer)")}\n`);
+
 let berth: Berth | null = null;
 let docker: Docker | null = null;
 let registry: TestRegistry | null = null;
+const ofEngines = ["starts", "rebuilds", "pushes", "transfers"];
+if (!ofEngines.some(wanted)) process.exit(0);
 try {
   docker = await startDocker();
   if (hasRegistry) registry = await startRegistry(null, docker?.hostAddress);

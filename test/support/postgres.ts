@@ -62,8 +62,8 @@ async function ended(child: ChildProcess): Promise<void> {
   }
 }
 
-/** Starts a server with a migrated template database. Durability is off: the data ends with the run. */
-export async function startPostgres(): Promise<TestServer> {
+/** Starts a server with a migrated template database. Unless told, durability is off: the data ends with the run. */
+export async function startPostgres({ durable = false } = {}): Promise<TestServer> {
   const root = await mkdtemp(join(tmpdir(), "berth-test-db-"));
   if (runAs !== null) {
     await chown(root, runAs.uid, runAs.gid);
@@ -88,9 +88,7 @@ export async function startPostgres(): Promise<TestServer> {
     listen_addresses: "",
     unix_socket_directories: root,
     max_connections: "200",
-    fsync: "off",
-    synchronous_commit: "off",
-    full_page_writes: "off",
+    ...(durable ? {} : { fsync: "off", synchronous_commit: "off", full_page_writes: "off" }),
     shared_buffers: "64MB",
     timezone: "UTC",
   };
