@@ -13,7 +13,7 @@ test.skipIf(kernel === null)(
   { timeout: 600_000 },
   async () => {
     if (kernel === null) return;
-    const lines = await runInMachine(kernel, join(import.meta.dirname, "../support/one-container.ts"));
+    const lines = await runInMachine(kernel, join(import.meta.dirname, "../support/container-life-worker.ts"));
     const line = lines.find((text) => text.startsWith("seen "));
     expect(line, lines.join("\n")).toBeDefined();
     expect(JSON.parse(line?.slice("seen ".length) ?? "")).toMatchObject({
