@@ -1,9 +1,11 @@
+import { readdirSync, statSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import createClient from "openapi-fetch";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Instance, type Run } from "../support/berth.ts";
 import type { paths } from "../support/berth-api.d.ts";
+import { GitClient } from "../support/git-client.ts";
 
 // One instance through its life: first start with the example, a client made from openapi.yaml, a restart, the end.
 let berth: Instance;
@@ -74,6 +76,33 @@ test("a client generated from openapi.yaml runs the life of a container", async 
   expect(removed.response.status).toBe(204);
   const { error: gone } = await api.GET("/v1/containers/{id}", { params: { path } });
   expect(gone).toMatchObject({ code: "not_found", status: 404 });
+});
+
+test("git push makes a URL that answers, by git in the hands of the API's own user", async () => {
+  const git = await GitClient.create();
+  try {
+    const dockerfile = 'FROM busybox:1.36\nCOPY page /www/index.html\nEXPOSE 80\nCMD ["httpd", "-f", "-h", "/www"]\n';
+    await git.commit({ Dockerfile: dockerfile, page: "pushed\n" });
+    const address = `${berth.url.replace("http://", `http://git:${berth.token}@`)}/git/default/pushed.git`;
+    const pushed = await git.git("push", address, "main");
+    expect(pushed.exitCode, pushed.stderr).toBe(0);
+    expect(pushed.stderr).toMatch(/ is at http:/);
+    const [, url = ""] = / is at (http:\S+)/.exec(pushed.stderr) ?? [];
+    expect(await page(url), pushed.stderr).toBe("pushed\n");
+    const repositories = join(berth.config.dataDir, "git");
+    const owners = readdirSync(repositories, { recursive: true, encoding: "utf8" }).flatMap((path) => {
+      // The note of the push goes meanwhile.
+      const found = statSync(join(repositories, path), { throwIfNoEntry: false });
+      return found === undefined ? [] : [found.uid];
+    });
+    expect(new Set(owners)).toEqual(new Set([statSync(join(berth.config.dataDir, "blobs")).uid]));
+    await client().DELETE("/v1/sources/{id}", { params: { path: { id: "pushed" } } });
+    const query = { force: true };
+    const removed = { path: { id: "pushed" }, query, header: { prefer: "wait=30" } };
+    expect((await client().DELETE("/v1/containers/{id}", { params: removed })).response.status).toBe(204);
+  } finally {
+    git.remove();
+  }
 });
 
 test("Ctrl-C leaves the containers serving; the next start adopts them and does not repeat the example", async () => {
