@@ -7,6 +7,8 @@ import type { Retry } from "./retry.ts";
 /** Asking a bucket takes long. What was claimed and seen stays an hour at least; half of that is believed. */
 const knownMs = 30 * 60_000;
 const maxKnown = 10_000;
+/** Larger blobs are sent only when the bucket lacks them. */
+const askedFirst = 1 << 20;
 
 /** The cluster's blobs in a bucket. What hosts read and write goes past this machine where one request is enough. */
 export class BucketBlobs extends CachedBlobs implements ClusterStore {
@@ -28,8 +30,7 @@ export class BucketBlobs extends CachedBlobs implements ClusterStore {
     if (known !== undefined && performance.now() - known.at < knownMs) return known.sizeBytes;
     const at = performance.now();
     const sizeBytes = await this.#bucket.size(digest);
-    if (this.#known.size >= maxKnown) this.#known.clear();
-    if (sizeBytes !== null) this.#known.set(digest, { sizeBytes, at });
+    if (sizeBytes !== null) this.#note({ digest, sizeBytes }, at);
     return sizeBytes;
   }
 
@@ -40,6 +41,14 @@ export class BucketBlobs extends CachedBlobs implements ClusterStore {
   async receive(source: AsyncIterable<Uint8Array>, blob: IncomingBlob): Promise<void> {
     await this.near.receive(source, blob);
     await this.forward(blob);
+  }
+
+  /** Sending a small blob again costs less than asking. */
+  protected override async forward(blob: StoredBlob): Promise<void> {
+    if (blob.sizeBytes > askedFirst && (await this.size(blob.digest)) !== null) return;
+    const at = performance.now();
+    await super.forward(blob);
+    this.#note(blob, at);
   }
 
   readElsewhere(digest: string): Promise<SignedRequest> {
@@ -59,5 +68,11 @@ export class BucketBlobs extends CachedBlobs implements ClusterStore {
 
   list(): AsyncIterable<string> {
     return this.#bucket.list();
+  }
+
+  /** `at`: when it was claimed. */
+  #note({ digest, sizeBytes }: StoredBlob, at: number): void {
+    if (this.#known.size >= maxKnown) this.#known.clear();
+    this.#known.set(digest, { sizeBytes, at });
   }
 }

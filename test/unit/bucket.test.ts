@@ -53,7 +53,7 @@ test("what was put is in the bucket, whole or in part, once its digest is right"
   expect(await store.size(digest)).toBeNull();
   await expect(store.open(digest)).rejects.toMatchObject({ code: "not_found" });
   expect(await store.put(Readable.from([content]), { maxBytes: 1e9 })).toEqual({ digest, sizeBytes: content.length });
-  expect(server.requests.at(-1)).toBe(`PUT ${key} 200`);
+  expect(server.requests).toEqual([`HEAD ${key} 404`, `GET ${key} 404`, `HEAD ${key} 404`, `PUT ${key} 200`]);
   expect(claimed).toContain(digest);
   await store.tidy(-1);
   expect(await store.size(digest)).toBe(content.length);
@@ -66,11 +66,17 @@ test("what was put is in the bucket, whole or in part, once its digest is right"
   expect(await store.size(digest)).toBeNull();
 });
 
-test("what was seen in the bucket is not asked for again, but claimed again", async () => {
+test("what is known to be in the bucket is neither asked for nor sent again, but claimed again", async () => {
   await store.put(Readable.from([content]), { maxBytes: 1e9 });
-  for (let n = 0; n < 3; n++) expect(await store.size(digest)).toBe(content.length);
-  expect(server.requests.filter((line) => line.startsWith("HEAD"))).toHaveLength(1);
-  expect(claimed).toHaveLength(4);
+  await store.put(Readable.from([content]), { maxBytes: 1e9 });
+  expect(await store.size(digest)).toBe(content.length);
+  expect(server.requests).toEqual([`HEAD ${key} 404`, `PUT ${key} 200`]);
+  // As it is stored and as it is asked for: twice, twice and once.
+  expect(claimed).toHaveLength(5);
+  // Another process has not seen it, and asks.
+  const other = new BucketBlobs(new FileBlobs(directory), bucket, retry, () => Promise.resolve());
+  await other.put(Readable.from([content]), { maxBytes: 1e9 });
+  expect(server.requests.slice(2)).toEqual([`HEAD ${key} 200`]);
 });
 
 test("nothing leaves of what is wrong, too large or broken off", async () => {
@@ -116,7 +122,7 @@ test("what passes is tried again, and what does not pass says what it is", async
   server.failNext(503, 500);
   await store.put(Readable.from([content]), { maxBytes: 1e9 });
   server.failNext(503, 503, 503);
-  await expect(store.size(digest)).rejects.toMatchObject({
+  await expect(bucket.size(digest)).rejects.toMatchObject({
     code: "blob_store_error",
     message: "The blob store answered 503.",
     retryable: true,
