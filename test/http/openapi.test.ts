@@ -7,7 +7,7 @@ import type { Services } from "../../src/routes/context.ts";
 import { openapiDocument } from "../../src/routes/openapi.ts";
 
 const file = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
-const document = openapiDocument(createApp({ corsOrigins: [] } as unknown as Services));
+const document = openapiDocument(createApp({ corsOrigins: [], limits: {} } as unknown as Services));
 
 interface Operation {
   operationId: string;

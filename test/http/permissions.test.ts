@@ -87,13 +87,19 @@ afterAll(() => api.close());
 
 /** The path with the other project's id in it. */
 function foreignPath({ path }: Operation): string {
-  const noun = /^\/v1\/(\w+?)s\//.exec(path)?.[1] ?? "";
-  const ids: Record<string, string> = { ...foreign, project: theirs.id, host: "hst_00000000000000000000" };
+  const noun = /^\/v1\/([\w-]+?)s\//.exec(path)?.[1] ?? "";
+  const ids: Record<string, string> = {
+    ...foreign,
+    project: theirs.id,
+    host: "hst_00000000000000000000",
+    "join-token": "jtk_00000000000000000000",
+  };
   return path
     .replace("{tokenId}", foreign.token)
     .replace("{deliveryId}", foreign.delivery)
     .replace("{reference}", encodeURIComponent(digest))
-    .replace("{id}", ids[noun] ?? "");
+    .replace("{id}", ids[noun] ?? "")
+    .replace(/\/files$/, "/files?path=/etc");
 }
 
 describe("every operation of openapi.yaml", () => {
@@ -192,7 +198,7 @@ const bodies: Partial<Record<keyof typeof permissions, unknown>> = {
 };
 
 function unknownPath({ path }: Operation): string {
-  const noun = /^\/v1\/(\w+?)s\//.exec(path)?.[1] ?? "";
+  const noun = /^\/v1\/([\w-]+?)s\//.exec(path)?.[1] ?? "";
   const prefix: Record<string, string> = {
     container: "ctr",
     port: "prt",
@@ -202,12 +208,14 @@ function unknownPath({ path }: Operation): string {
     host: "hst",
     source: "src",
     deployment: "dep",
+    "join-token": "jtk",
   };
   return path
     .replace("{tokenId}", `tok_${"0".repeat(20)}`)
     .replace("{deliveryId}", `dlv_${"0".repeat(20)}`)
     .replace("{reference}", encodeURIComponent(`sha256:${"c".repeat(64)}`))
-    .replace("{id}", `${prefix[noun] ?? ""}_${"0".repeat(20)}`);
+    .replace("{id}", `${prefix[noun] ?? ""}_${"0".repeat(20)}`)
+    .replace(/\/files$/, "/files?path=/etc");
 }
 
 describe("the operator's token", () => {
