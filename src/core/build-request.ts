@@ -8,9 +8,20 @@ export interface ArchiveSource {
   sizeBytes: number;
 }
 
-/** A build as it was asked for, and what its git source was found to be; kept in `builds.request`. Secrets are never here. */
+/** A tar (also gzip, zstd, bzip2 or xz) behind a URL. */
+export interface TarSource {
+  kind: "tar";
+  url: string;
+  /** `sha256:…` that it must have; null: whatever it has. */
+  checksum: string | null;
+  /** Digest and size of what was downloaded, in the blob store; null: nothing yet. */
+  digest: string | null;
+  sizeBytes: number | null;
+}
+
+/** A build as it was asked for, and what its source was found to be; kept in `builds.request`. Secrets are never here. */
 export interface BuildRequest {
-  source: ArchiveSource | GitSource;
+  source: ArchiveSource | GitSource | TarSource;
   /** Path of the Dockerfile within the context. */
   dockerfile: string;
   target?: string;

@@ -20,10 +20,21 @@ export function parseNamedContext(text: string): NamedContext {
     return { kind: "image", reference: image };
   }
   if (isGitAddress(text)) return { kind: "git", ...parseGitAddress(text) };
-  if (text.length > 2_048 || !/^https?:\/\/[\x21-\x7e]+$/.test(text) || !URL.canParse(text)) {
+  if (!/^https?:/.test(text)) {
     throw new BerthError("invalid_request", "Must be docker-image://IMAGE, or the URL of a git repository or of a tar");
+  }
+  return { kind: "tar", url: parseTarUrl(text) };
+}
+
+/**
+ * The http or https URL of a tar. No message repeats it, for it may hold a secret.
+ * @throws BerthError `invalid_request`
+ */
+export function parseTarUrl(text: string): string {
+  if (text.length > 2_048 || !/^https?:\/\/[\x21-\x7e]+$/.test(text) || !URL.canParse(text)) {
+    throw new BerthError("invalid_request", "Must be an http:// or https:// URL");
   }
   const { username, password } = new URL(text);
   if (username !== "" || password !== "") throw new BerthError("invalid_request", "A URL must not hold credentials");
-  return { kind: "tar", url: text };
+  return text;
 }

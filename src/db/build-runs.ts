@@ -1,4 +1,4 @@
-import type { BuildRequest, BuildStepView, BuildWarningView, StepResult } from "../core/build-request.ts";
+import type { BuildRequest, BuildStepView, BuildWarningView, StepResult, TarSource } from "../core/build-request.ts";
 import type { GitSource } from "../core/git-source.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
@@ -30,8 +30,13 @@ export async function beginBuild(
   return rows[0] ?? null;
 }
 
-/** Shows what a build's git source was found to be. False: the lease is lost. */
-export async function recordFetched(db: Db, job: ClaimedJob, buildId: string, source: GitSource): Promise<boolean> {
+/** Shows what a build's source was found to be. False: the lease is lost. */
+export async function recordFetched(
+  db: Db,
+  job: ClaimedJob,
+  buildId: string,
+  source: GitSource | TarSource,
+): Promise<boolean> {
   const rows = await db.execute(sql`
     update builds set request = jsonb_set(request, '{source}', ${JSON.stringify(source)}::jsonb)
     where id = ${buildId} and ${held(job)} returning 1`);

@@ -3,10 +3,11 @@ import type { BuildRequest } from "../core/build-request.ts";
 import { jobStatuses } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
-import { ContextAddress, GitAuth, GitRef, GitUrl, Subdirectory } from "./git-schema.ts";
+import { ContextAddress } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
 import { count, flag, repeated } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";
+import { RemoteSource, remoteSource } from "./remote-source.ts";
 
 const gib = 2 ** 30;
 
@@ -48,6 +49,13 @@ export const Build = z
           example: "5f3c1f0a4d2be0c6a4f7c3a9b1d0e8f7a6c5b4d3",
         }),
         digest: z.string().nullable().openapi({ description: "Of the tar that the commit became." }),
+        sizeBytes: z.int().nullable(),
+      }),
+      z.object({
+        kind: z.literal("tar"),
+        url: z.string().openapi({ example: "https://example.com/web-1.0.tar.gz" }),
+        checksum: z.string().nullable(),
+        digest: z.string().nullable().openapi({ description: "Of what was downloaded; null until then." }),
         sizeBytes: z.int().nullable(),
       }),
     ]),
@@ -203,22 +211,13 @@ const options = {
     .default(usual),
 };
 
-/** A build of a git repository: the source and all options. */
-export const GitBuild = z
+/** A build of what is elsewhere: the source and all options. */
+export const RemoteBuild = z
   .strictObject({
-    source: z.strictObject({
-      git: z.strictObject({
-        url: GitUrl,
-        ref: GitRef.optional().openapi({
-          description: "Branch, tag or full commit id; by default the repository's default branch.",
-        }),
-        subdirectory: Subdirectory.optional(),
-        auth: GitAuth.optional().openapi({ description: "For this build only; kept encrypted until it has ended." }),
-      }),
-    }),
+    source: RemoteSource,
     ...options,
   })
-  .openapi("GitBuild");
+  .openapi("RemoteBuild");
 
 /** What the builds of a source are asked. */
 export const SourceBuildOptions = z.strictObject(options).openapi("SourceBuild");
@@ -238,15 +237,13 @@ export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<Buil
 }
 
 /** What a body asks for. @throws BerthError `invalid_request` when the query has options too. */
-export function gitRequest(body: z.infer<typeof GitBuild>, query: Record<string, string>): BuildRequest {
+export function remoteRequest(body: z.infer<typeof RemoteBuild>, query: Record<string, string>): BuildRequest {
   const [name] = Object.keys(query);
   if (name !== undefined) {
     throw invalidRequest([{ pointer: `query/${name}`, detail: "With a JSON body the options are in the body." }]);
   }
   const { source, ...asked } = body;
-  const { url, ref = null, subdirectory = null } = source.git;
-  const unknown = { commit: null, digest: null, sizeBytes: null };
-  return { ...sourceBuild(asked), source: { kind: "git", url, ref, subdirectory, ...unknown } };
+  return { ...sourceBuild(asked), source: remoteSource(source) };
 }
 
 /** What a source's builds are asked. */

@@ -16,8 +16,8 @@ import {
   archiveOptions,
   Build,
   buildView,
-  GitBuild,
-  gitRequest,
+  RemoteBuild,
+  remoteRequest,
 } from "./build-schema.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
@@ -49,7 +49,7 @@ const create = operation({
     body: {
       content: {
         ...archiveBodies,
-        "application/json": { schema: GitBuild },
+        "application/json": { schema: RemoteBuild },
       },
     },
   },
@@ -142,14 +142,14 @@ export function addBuilds(app: App, services: Services): void {
 
   app.openapi(create, async (c) => {
     const { projectId } = c.var.scope;
-    const isGit = (c.req.header("content-type") ?? "").startsWith("application/json");
+    const isRemote = (c.req.header("content-type") ?? "").startsWith("application/json");
     const body = c.req.valid("json");
-    const git = isGit && typeof body !== "string" ? gitRequest(body, c.req.query()) : null;
-    const asked = git ?? archiveOptions(c.req.valid("query"));
+    const remote = isRemote && typeof body !== "string" ? remoteRequest(body, c.req.query()) : null;
+    const asked = remote ?? archiveOptions(c.req.valid("query"));
     const tags = asked.tags.map((text) => formatReference(ownName(text, c.var.project.name)));
-    const source = git?.source ?? { kind: "archive" as const, ...(await store(c)) };
+    const source = remote?.source ?? { kind: "archive" as const, ...(await store(c)) };
     const request: BuildRequest = { ...asked, tags, source };
-    const auth = git === null || typeof body === "string" ? undefined : body.source.git.auth;
+    const auth = remote === null || typeof body === "string" ? undefined : body.source.git?.auth;
     const made = await once(
       services,
       c,

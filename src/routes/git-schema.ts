@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
 import { parseGitRef, parseGitUrl, parseSubdirectory } from "../core/git-source.ts";
-import { parseNamedContext } from "../core/named-context.ts";
+import { parseNamedContext, parseTarUrl } from "../core/named-context.ts";
 
 /** Text that a parser of core takes; what it refuses is said at the field. */
 const parsed = <T>(parse: (text: string) => T) =>
@@ -27,6 +27,12 @@ export const Subdirectory = parsed(parseSubdirectory).openapi({
   type: "string",
   description: "Directory that is the context.",
   example: "services/web",
+});
+
+export const TarUrl = parsed(parseTarUrl).openapi({
+  type: "string",
+  description: "An http or https URL without credentials, of a tar, plain or in gzip, zstd, bzip2 or xz.",
+  example: "https://example.com/web-1.0.tar.gz",
 });
 
 /** Kept as it is written. */

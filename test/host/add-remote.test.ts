@@ -23,7 +23,7 @@ const requests: string[] = [];
 const server = createServer((request, response) => {
   const path = request.url ?? "/";
   requests.push(path);
-  if (path === "/dist.tar.xz") response.end(compressed("xz"));
+  if (path.endsWith(".tar.xz")) response.end(compressed("xz"));
   else response.writeHead(200, { "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT" }).end(`content of ${path}`);
 });
 const allowed = { outboundAllow: ["127.0.0.0/8"] };
@@ -33,12 +33,14 @@ const at = (path: string) => `http://127.0.0.1:${String((server.address() as Add
 const repository = (path: string) => `http://127.0.0.1:${String(git.port)}${path}`;
 
 beforeAll(async () => {
-  tar = await collect(writeTar([entry("lib/", { type: "directory" }), entry("lib/f", { content: "F" })]));
+  const dockerfile = entry("Dockerfile", { content: "FROM scratch\nCOPY lib /lib\n" });
+  tar = await collect(writeTar([dockerfile, entry("lib/", { type: "directory" }), entry("lib/f", { content: "F" })]));
   await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
   [worker, git] = await Promise.all([startBuildWorker(), startGitServer()]);
   git.commit("main", { "a.txt": "1", "docs/page": "page", "run.sh": "#!/bin/sh\n" });
   git.git("tag", "v1");
   commit = git.commit("main", { "a.txt": "2" });
+  git.git("update-ref", "refs/pull/1/head", commit);
   git.commit("main", { "a.txt": "3" });
 });
 afterAll(async () => {
@@ -117,6 +119,7 @@ test("ADD of repositories: a ref's directory, a commit by the beginning of its i
       "FROM scratch",
       `ADD ${repository("/site.git#v1:docs")} /docs`,
       `ADD --checksum=${commit.slice(0, 7)} ${repository(`/site.git?commit=${commit.slice(0, 9)}`)} /short`,
+      `ADD --checksum=${commit} ${repository("/site.git#refs/pull/1/head")} /pull`,
       `ADD --keep-git-dir=true ${repository("/site.git#main")} /kept`,
     ],
     {},
@@ -126,6 +129,7 @@ test("ADD of repositories: a ref's directory, a commit by the beginning of its i
   expect(built.files).toMatchObject({
     "/docs/page": "644 0:0",
     "/short/run.sh": "755 0:0",
+    "/pull/a.txt": "644 0:0",
     "/kept/.git/HEAD": "644 0:0",
   });
   expect(built.files).not.toHaveProperty("/short/.git");
@@ -136,6 +140,23 @@ test("ADD of repositories: a ref's directory, a commit by the beginning of its i
     allowed,
   );
   expect(wrong.error).toMatchObject({ code: "digest_mismatch" });
+});
+
+test("a tar behind a URL is the context, in any compression, checked and from allowed addresses only", async () => {
+  const known = { kind: "tar" as const, url: at("/context.tar.xz"), checksum: null, digest: null, sizeBytes: null };
+  const built = await worker.build("tar", [], {}, { ...allowed, source: known });
+  expect(built.error).toBeNull();
+  expect(Object.keys(built.files)).toContain("/lib/f");
+  expect(built.fetched).toMatchObject({ kind: "tar", sizeBytes: compressed("xz").length });
+  const wrong = { ...known, checksum: `sha256:${"0".repeat(64)}` };
+  expect((await worker.build("tar", [], {}, { ...allowed, source: wrong })).error?.code).toBe("digest_mismatch");
+  expect((await worker.build("tar", [], {}, { source: known })).error?.code).toBe("address_refused");
+});
+
+test("a pattern that matches nothing leaves nothing behind", async () => {
+  const built = await worker.build("nothing", ["FROM scratch", "COPY a /a", "COPY nope* /d/"], { a: "1" });
+  expect(built.error).toBeNull();
+  expect(Object.keys(built.files)).toEqual(["/", "/a"]);
 });
 
 test("named contexts: an image in a stage's place, a repository's directory, a tar behind a URL", async () => {

@@ -218,7 +218,7 @@ test("a build takes its Dockerfile and context from the repository", async () =>
   const source = { ...unknown, url: at("/site.git"), ref: "v1" };
   const answer = await worker.build("git", [], {}, { source, outboundAllow: ["127.0.0.0/8"] });
   expect(answer.error).toBeNull();
-  expect(answer.fetched?.commit).toBe(first);
+  expect(answer.fetched).toMatchObject({ commit: first });
   expect(answer.files["/site/run.sh"]).toBe("755 0:0");
   const refused = await worker.build("git", [], {}, { source });
   expect(refused.error).toMatchObject({ code: "address_refused" });

@@ -130,6 +130,13 @@ describe("builds", () => {
     expect(await upload("?context=base%3Doci-layout%3A%2F%2Fx", "tar")).toMatchObject({ status: 400 });
   });
 
+  test("a tar's URL is kept with its checksum", async () => {
+    const tar = { url: "https://h.example/x.tar.gz", checksum: `sha256:${"1".repeat(64)}` };
+    const { status, body } = await call<Build>("POST", "/v1/builds", { source: { tar } });
+    expect(status).toBe(202);
+    expect(body.source).toEqual({ kind: "tar", ...tar, digest: null, sizeBytes: null });
+  });
+
   const url = "https://git.example/x.git";
   test.each<[object, string]>([
     [{}, "/source"],
@@ -148,6 +155,10 @@ describe("builds", () => {
     [{ source: { git: { url } }, args: { "1": "x" } }, "/args/1"],
     [{ source: { git: { url } }, secrets: {} }, "/secrets"],
     [{ source: { git: { url } }, contexts: { a: "file:///etc" } }, "/contexts/a"],
+    [{ source: { git: { url }, tar: { url } } }, "/source/git"],
+    [{ source: { tar: { url: "https://user:hunter2@h.example/x.tar" } } }, "/source/tar/url"],
+    [{ source: { tar: { url: "file:///etc/passwd" } } }, "/source/tar/url"],
+    [{ source: { tar: { url, checksum: "md5:1" } } }, "/source/tar/checksum"],
     [{ source: { git: { url } }, contexts: { a: "https://user:hunter2@h.example/x.tar" } }, "/contexts/a"],
     [{ source: { git: { url } }, contexts: { "../a": "docker-image://x" } }, "/contexts/..~1a"],
     [{ source: { git: { url } }, limits: { cpus: 0 } }, "/limits/cpus"],

@@ -4,7 +4,6 @@ import { createInterface } from "node:readline";
 import { resolveIn } from "../../src/build/tree.ts";
 import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
-import type { GitSource } from "../../src/core/git-source.ts";
 import type { Image } from "../../src/core/image.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { RootView } from "../../src/engine/build/root-view.ts";
@@ -40,7 +39,7 @@ export interface BuildAnswer {
   error: { code: string; message: string; facts: Record<string, string | number> } | null;
   image: Image | null;
   /** What the git source was found to be. */
-  fetched: GitSource | null;
+  fetched: BuildRequest["source"] | null;
   /** Names of the checks that the Dockerfile failed. */
   warnings: string[];
   steps: { instruction: string; status: string; cached: boolean }[];
@@ -96,7 +95,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   const outbound = new OutboundPolicy(order.outboundAllow ?? []);
   const started = performance.now();
   let image: Image | null = null;
-  let fetched: GitSource | null = null;
+  let fetched: BuildRequest["source"] | null = null;
   let warnings: string[] = [];
   let error: BuildAnswer["error"] = null;
   try {

@@ -7,7 +7,10 @@ import type { BuildReport } from "./report.ts";
 const maxTarBytes = 4 * 2 ** 30;
 
 /** What fetching a context needs of a build's means. */
-export type GitMeans = GitHost & Pick<BuildMeans, "blobs" | "fetched" | "gitAuth">;
+export interface GitMeans extends GitHost, Pick<BuildMeans, "blobs" | "gitAuth"> {
+  /** Records what the source was found to be. */
+  fetched: (source: GitSource) => Promise<void>;
+}
 
 /**
  * The digest of the tar, in the blob store, of the source's tree: what was fetched before by an earlier attempt, or else

@@ -19,11 +19,13 @@ import { Turns } from "../../image/turns.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { datedLayers } from "./dated-layers.ts";
+import { hostDecompress } from "./decompress-program.ts";
 import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
 import { runStages } from "./stage-runner.ts";
+import { tarContext } from "./tar-context.ts";
 
 /** Programs of one build that run at the same time. */
 const runsAtOnce = 2;
@@ -47,9 +49,10 @@ export async function runBuild(
   signal: AbortSignal,
 ): Promise<BuiltImage> {
   const { source } = request;
-  const digest = source.kind === "archive" ? source.digest : await gitContext(source, means, report, signal);
+  const digest = await contextDigest(source, means, report, signal);
+  const plain = hostDecompress(means.sandboxes);
   const remotes = new RemoteTrees(means);
-  const context = await readContext(await means.blobs.open(digest), `${means.scratch}/context`);
+  const context = await readContext(plain(await means.blobs.open(digest)), `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();
@@ -78,6 +81,23 @@ export async function runBuild(
     return await store(means, writeImage(config, layers));
   } finally {
     await Promise.all([context.close(), remotes.close()]);
+  }
+}
+
+/** The context's tar in the blob store. */
+async function contextDigest(
+  source: BuildRequest["source"],
+  means: BuildMeans,
+  report: BuildReport,
+  signal: AbortSignal,
+): Promise<string> {
+  switch (source.kind) {
+    case "archive":
+      return source.digest;
+    case "git":
+      return gitContext(source, means, report, signal);
+    case "tar":
+      return tarContext(source, means, report, signal);
   }
 }
 
