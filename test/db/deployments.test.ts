@@ -1,0 +1,115 @@
+import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { newId } from "../../src/core/ids.ts";
+import type { JobOutcome } from "../../src/core/job.ts";
+import { drizzle } from "../../src/db/drizzle.ts";
+import { claimJobs, settleJobs } from "../../src/db/leases.ts";
+import * as schema from "../../src/db/schema.ts";
+import { openHost } from "../support/host.ts";
+import { createDatabase, type TestDatabase } from "../support/postgres.ts";
+
+let database: TestDatabase;
+let hostId: string;
+let projectId: string;
+let sourceId: string;
+
+beforeAll(async () => {
+  database = await createDatabase(inject("postgresSocketDir"));
+  hostId = (await openHost(drizzle(database.owner, { schema }))).id;
+});
+afterAll(() => database.drop());
+
+beforeEach(async () => {
+  await database.owner`delete from jobs`;
+  [projectId, sourceId] = [newId("project"), newId("source")];
+  await database.owner`
+    insert into projects (id, name, max_running_builds) values (${projectId}, ${projectId.slice(4)}, 10)`;
+  await database.owner`
+    insert into sources (id, project_id, name, provider, build, deploy, secret_sealed)
+    values (${sourceId}, ${projectId}, 'web', 'berth', '{}', '{}', '')`;
+});
+
+/** A build of the source that runs, begun after those before it; its settling is left to the test. */
+async function build(digest: string | null = "sha256:x") {
+  const [id, jobId] = [newId("build"), newId("job")];
+  await database.owner`
+    insert into jobs (id, project_id, kind, subject_id, payload) values (${jobId}, ${projectId}, 'build', ${id}, '{}')`;
+  await database.owner`
+    insert into builds (id, project_id, job_id, source_id, image_digest, request)
+    values (${id}, ${projectId}, ${jobId}, ${sourceId}, ${digest}, '{}')`;
+  const [job] = await claimJobs(database.owner, hostId, { kinds: { build: 1 }, suspect: true });
+  if (job === undefined) throw new Error("nothing to claim");
+  return {
+    id,
+    settle: (outcome: JobOutcome = { status: "succeeded", result: {} }) =>
+      settleJobs(database.owner, [{ job, outcome }]),
+  };
+}
+
+const deployments = () =>
+  database.owner<{ id: string; buildId: string; status: string; reason: string | null }[]>`
+    select id, build_id "buildId", status, reason from deployments where source_id = ${sourceId} order by created_at, id`;
+
+const failed: JobOutcome = { status: "failed", error: { code: "not_healthy", message: "It is sick." } };
+
+describe("a build that is settled", () => {
+  test("is deployed in the same transaction when it has succeeded, and only then", async () => {
+    const first = await build();
+    await first.settle();
+    await (await build()).settle({ ...failed });
+    expect(await deployments()).toMatchObject([{ buildId: first.id, status: "pending" }]);
+    const jobs =
+      await database.owner`select kind, status from jobs where project_id = ${projectId} and kind = 'deploy'`;
+    expect(jobs).toMatchObject([{ status: "queued" }]);
+  });
+
+  test("takes the place of a deployment that has not switched", async () => {
+    for (const each of [await build(), await build()]) await each.settle();
+    expect(await deployments()).toMatchObject([
+      { status: "failed", reason: "superseded" },
+      { status: "pending", reason: null },
+    ]);
+  });
+
+  test("leaves one that is switching alone", async () => {
+    await (await build()).settle();
+    await database.owner`update deployments set status = 'switching' where source_id = ${sourceId}`;
+    await (await build()).settle();
+    expect((await deployments()).map(({ status }) => status)).toEqual(["switching", "pending"]);
+  });
+
+  test("is not deployed after a later one, however long it took", async () => {
+    const [older, newer] = [await build(), await build()];
+    await newer.settle();
+    await older.settle();
+    expect(await deployments()).toMatchObject([{ buildId: newer.id, status: "pending" }]);
+  });
+
+  test("is not deployed by a source that deploys nothing, or without one", async () => {
+    const [orphan, quiet] = [await build(), await build()];
+    await database.owner`update builds set source_id = null where id = ${orphan.id}`;
+    await database.owner`update sources set deploy = null where id = ${sourceId}`;
+    for (const each of [orphan, quiet]) await each.settle();
+    expect(await deployments()).toEqual([]);
+  });
+});
+
+describe("a deployment's job that is settled", () => {
+  const settle = async (status: string, outcome: JobOutcome) => {
+    await (await build()).settle();
+    await database.owner`update deployments set status = ${status} where source_id = ${sourceId} and status = 'pending'`;
+    const [job] = await claimJobs(database.owner, hostId, { kinds: { deploy: 1 }, suspect: true });
+    if (job === undefined) throw new Error("nothing to claim");
+    await settleJobs(database.owner, [{ job, outcome }]);
+    return (await deployments()).at(-1);
+  };
+
+  test("ends the deployment with its reason, unless the ports lead to it already", async () => {
+    expect(await settle("starting", failed)).toMatchObject({ status: "failed", reason: "not_healthy" });
+    expect(await settle("switching", failed)).toMatchObject({ status: "succeeded", reason: null });
+  });
+
+  test("leaves it open when it is to be tried again", async () => {
+    const again: JobOutcome = { status: "retry", error: { code: "no_capacity", message: "Full." }, afterMs: 0 };
+    expect(await settle("starting", again)).toMatchObject({ status: "starting", reason: null });
+  });
+});
