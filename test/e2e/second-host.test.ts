@@ -208,6 +208,37 @@ test("its worker is killed and comes back, as the host that it was; its containe
   expect(await hosts()).toHaveLength(2);
 });
 
+test("a build whose host dies in the midst of it is done by the other", async () => {
+  const [one, two] = await hosts();
+  await ask("POST", `/hosts/${one?.id ?? ""}/drain`);
+  const entries = [entry("Dockerfile", { content: "FROM base:1\nRUN sleep 8; echo done > /done\n" })];
+  const { id } = await ask<{ id: string }>(
+    "POST",
+    "/builds?tag=moved:1",
+    await collect(writeTar(entries)),
+    "respond-async",
+  );
+  const build = () => ask<{ status: string }>("GET", `/builds/${id}`, undefined, "respond-async");
+  await expect.poll(async () => (await build()).status).toBe("running");
+  const worker = Number(readFileSync(join(second.config.runDir, "worker.pid"), "utf8").split(" ")[0]);
+  run.child.kill("SIGKILL");
+  process.kill(worker, "SIGKILL");
+  await run.ended;
+  await ask("POST", `/hosts/${one?.id ?? ""}/activate`);
+  await expect.poll(async () => (await build()).status, { timeout: 60_000, interval: 500 }).toBe("succeeded");
+  const moved = await ask<Container>("POST", "/containers", {
+    image: "moved:1",
+    command: ["sleep", "1000"],
+    placement: { host: "first" },
+  });
+  expect(await events(moved.id, "container.started")).toMatchObject([{ data: { layersTransferred: 0 } }]);
+
+  run = second.start();
+  await run.until(/Ready/);
+  expect((await hosts())[1]).toMatchObject({ id: two?.id, state: "ready" });
+  expect(await page(await container("web"))).toBe("from the second host");
+});
+
 test("the first machine is stopped and comes back; the second's containers go on, and it takes new ones then", async () => {
   const before = await container("web");
   await firstRun.stop();

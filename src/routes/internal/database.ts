@@ -16,10 +16,15 @@ export function passDatabase(
   const passed = new Set<Duplex>();
   const answer = async (request: IncomingMessage, client: Duplex, head: Buffer) => {
     const { authorization = "", upgrade } = request.headers;
-    if (request.url !== databaseTunnel.path || upgrade !== databaseTunnel.protocol)
-      return refuse(client, 404, "not_found");
+    if (request.url !== databaseTunnel.path || upgrade !== databaseTunnel.protocol) {
+      refuse(client, 404, "not_found");
+      return;
+    }
     const bearer = /^Bearer ([\x21-\x7e]{1,512})$/i.exec(authorization)?.[1] ?? "";
-    if ((await authenticate(bearer)) === null) return refuse(client, 401, "unauthorized");
+    if ((await authenticate(bearer)) === null) {
+      refuse(client, 401, "unauthorized");
+      return;
+    }
     const database = connect(socket);
     database.once("error", () => refuse(client, 503, "unavailable"));
     database.once("connect", () => {
