@@ -4,6 +4,8 @@ import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import { lex } from "../../src/build/lex.ts";
 import { missingImages, planBuild } from "../../src/build/plan.ts";
 import { BerthError } from "../../src/core/errors.ts";
+import { parseGitAddress } from "../../src/core/git-source.ts";
+import { parseNamedContext } from "../../src/core/named-context.ts";
 
 const args = (text: string) => lex(text).instructions.map(({ keyword, args }) => `${keyword} ${args.text}`);
 
@@ -121,6 +123,12 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
     "\t",
     '["a"]',
     "# escape=`",
+    "# check=skip=all;error=true",
+    "# check=x",
+    ..."https://h/x.git#a:b https://h/x.git?ref=-x https://h/%zz/ http://[ git@h:x --checksum=sha256:0 --keep-git-dir".split(
+      " ",
+    ),
+    ..."SOURCE_DATE_EPOCH=x --exclude=* --parents --interval=1.5h CMD --platform=$a img files".split(" "),
   );
   const text = fc.oneof(
     fc.array(words, { maxLength: 60 }).map((parts) => `FROM a\n${parts.join(" ")}`),
@@ -134,7 +142,10 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
     platform,
     buildPlatform: platform,
     labels: {},
-    contexts: {},
+    contexts: {
+      img: { kind: "image" as const, reference: "debian" },
+      files: { kind: "tar" as const, url: "http://h/x" },
+    },
     contextTime: null,
   };
   fc.assert(
@@ -147,6 +158,28 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
         if (!(error instanceof BerthError)) throw error;
         expect(["invalid_dockerfile", "invalid_request"]).toContain(error.code);
         expect(error.message.length).toBeLessThan(1000);
+      }
+    }),
+    { numRuns: 3000 },
+  );
+});
+
+test("whatever the address: parsed, or an error of ours", () => {
+  const part = fc.constantFrom(
+    ..."https:// http:// docker-image:// git@ ssh:// h .git / : # ? & = @ % %zz .. - [ ] ref tag subdir \\".split(" "),
+  );
+  const text = fc.oneof(
+    fc.array(part, { maxLength: 15 }).map((parts) => parts.join("")),
+    fc.string({ unit: "binary", maxLength: 100 }),
+  );
+  fc.assert(
+    fc.property(text, (source) => {
+      for (const parse of [parseNamedContext, parseGitAddress]) {
+        try {
+          parse(source);
+        } catch (error) {
+          if (!(error instanceof BerthError)) throw error;
+        }
       }
     }),
     { numRuns: 3000 },
