@@ -139,6 +139,12 @@ export function agentApp(services: Services, key: string): AgentApp {
       }),
     );
   });
+
+  app.post("/projects/:id/caches/prune", async (c) => {
+    const id = c.req.param("id");
+    if (!/^[\w-]+$/.test(id)) throw new BerthError("not_found", "There is no such project.");
+    return c.json({ bytes: await sandboxes.caches.prune(id) });
+  });
   return app;
 }
 

@@ -7,6 +7,7 @@ import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
 import { authenticate } from "./auth.ts";
 import { addBuildLogs } from "./build-logs.ts";
+import { addBuildPrune } from "./build-prune.ts";
 import { addBuilds } from "./builds.ts";
 import { addContainerActions } from "./container-actions.ts";
 import { addContainerFiles } from "./container-files.ts";
@@ -109,6 +110,7 @@ export function createApp(services: Services): App {
 
   addBuilds(app, services);
   addBuildLogs(app, services);
+  addBuildPrune(app, services);
   addSources(app, services);
   addDeliveries(app, services);
   addWebhooks(app, services);

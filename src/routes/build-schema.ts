@@ -3,7 +3,8 @@ import type { BuildRequest } from "../core/build-request.ts";
 import { jobStatuses } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
-import { ContextAddress } from "./git-schema.ts";
+import { BuildSecrets } from "./build-secrets.ts";
+import { ContextAddress, type GitAuth } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
 import { count, flag, repeated } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";
@@ -215,6 +216,7 @@ const options = {
 export const RemoteBuild = z
   .strictObject({
     source: RemoteSource,
+    secrets: BuildSecrets.default({}),
     ...options,
   })
   .openapi("RemoteBuild");
@@ -236,14 +238,17 @@ export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<Buil
   };
 }
 
-/** What a body asks for. @throws BerthError `invalid_request` when the query has options too. */
-export function remoteRequest(body: z.infer<typeof RemoteBuild>, query: Record<string, string>): BuildRequest {
+/** What a body asks for, and what of it is secret. @throws BerthError `invalid_request` when the query has options too. */
+export function remoteRequest(
+  body: z.infer<typeof RemoteBuild>,
+  query: Record<string, string>,
+): { request: BuildRequest; auth: z.infer<typeof GitAuth> | undefined; secrets: Record<string, string> } {
   const [name] = Object.keys(query);
   if (name !== undefined) {
     throw invalidRequest([{ pointer: `query/${name}`, detail: "With a JSON body the options are in the body." }]);
   }
-  const { source, ...asked } = body;
-  return { ...sourceBuild(asked), source: remoteSource(source) };
+  const { source, secrets, ...asked } = body;
+  return { request: { ...sourceBuild(asked), source: remoteSource(source) }, auth: source.git?.auth, secrets };
 }
 
 /** What a source's builds are asked. */

@@ -19,6 +19,7 @@ import {
   RemoteBuild,
   remoteRequest,
 } from "./build-schema.ts";
+import { readSecretsHeader, secretsHeader } from "./build-secrets.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { ownName } from "./images.ts";
@@ -44,7 +45,7 @@ const create = operation({
     "fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, " +
     "`ref_not_found`, `repository_denied`, `git_auth_failed`, `repository_unreachable`, `address_refused`.",
   request: {
-    headers: preferHeader.extend(idempotencyHeader.shape),
+    headers: preferHeader.extend(idempotencyHeader.shape).extend(secretsHeader.shape),
     query: ArchiveOptions,
     body: {
       content: {
@@ -145,11 +146,13 @@ export function addBuilds(app: App, services: Services): void {
     const isRemote = (c.req.header("content-type") ?? "").startsWith("application/json");
     const body = c.req.valid("json");
     const remote = isRemote && typeof body !== "string" ? remoteRequest(body, c.req.query()) : null;
-    const asked = remote ?? archiveOptions(c.req.valid("query"));
+    const asked = remote?.request ?? archiveOptions(c.req.valid("query"));
     const tags = asked.tags.map((text) => formatReference(ownName(text, c.var.project.name)));
-    const source = remote?.source ?? { kind: "archive" as const, ...(await store(c)) };
+    const source = remote?.request.source ?? { kind: "archive" as const, ...(await store(c)) };
     const request: BuildRequest = { ...asked, tags, source };
-    const auth = remote === null || typeof body === "string" ? undefined : body.source.git?.auth;
+    const auth = remote?.auth;
+    const secrets = remote?.secrets ?? readSecretsHeader(c.req.header("berth-build-secrets"));
+    const hasSecrets = Object.keys(secrets).length > 0;
     const made = await once(
       services,
       c,
@@ -158,7 +161,11 @@ export function addBuilds(app: App, services: Services): void {
         const id = newId("build");
         const jobId = newId("job");
         const purpose = jobSealPurpose({ kind: "build", id: jobId });
-        const payload = auth === undefined ? {} : { auth: seal(services.secretKey, purpose, JSON.stringify(auth)) };
+        const sealed = (value: object) => seal(services.secretKey, purpose, JSON.stringify(value));
+        const payload = {
+          ...(auth === undefined ? {} : { auth: sealed(auth) }),
+          ...(hasSecrets ? { secrets: sealed(secrets) } : {}),
+        };
         await together([
           insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload }),
           insertBuild(tx, { id, projectId, jobId, request }),
@@ -166,7 +173,7 @@ export function addBuilds(app: App, services: Services): void {
         ]);
         return { id };
       },
-      { request: JSON.stringify(auth === undefined ? request : [request, auth]) },
+      { request: JSON.stringify(auth === undefined && !hasSecrets ? request : [request, auth, secrets]) },
     );
     c.header("Location", `/v1/builds/${made.id}`);
     const row = await waited(c, made.id);

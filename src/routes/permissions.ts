@@ -10,6 +10,7 @@ export const permissions = {
   getBuild: "viewer",
   getBuildLogs: "viewer",
   cancelBuild: "deployer",
+  pruneBuilds: "deployer",
 
   createSource: "deployer",
   listSources: "viewer",

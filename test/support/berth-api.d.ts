@@ -82,6 +82,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/builds/prune": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Empty the project's build cache
+         * @description Finished steps are forgotten, and the caches of `RUN --mount=type=cache` are removed, but for those that a step uses just now. Images and builds stay. The next build of anything runs all its steps.
+         */
+        post: operations["pruneBuilds"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/sources": {
         parameters: {
             query?: never;
@@ -1149,6 +1169,15 @@ export interface components {
                 /** @description Of the tar that the commit became. */
                 digest: string | null;
                 sizeBytes: number | null;
+            } | {
+                /** @enum {string} */
+                kind: "tar";
+                /** @example https://example.com/web-1.0.tar.gz */
+                url: string;
+                checksum: string | null;
+                /** @description Of what was downloaded; null until then. */
+                digest: string | null;
+                sizeBytes: number | null;
             };
             /** @example Dockerfile */
             dockerfile: string;
@@ -1236,16 +1265,16 @@ export interface components {
                 [key: string]: string | number;
             };
         };
-        GitBuild: {
+        RemoteBuild: {
             source: {
-                git: {
+                git?: {
                     /**
                      * @description An http or https URL without credentials.
                      * @example https://git.example/team/web.git
                      */
                     url: string;
                     /**
-                     * @description Branch, tag or full commit id; by default the repository's default branch.
+                     * @description Branch, tag, full ref name or commit id; by default the repository's default branch.
                      * @example main
                      */
                     ref?: string;
@@ -1256,6 +1285,25 @@ export interface components {
                     subdirectory?: string;
                     auth?: components["schemas"]["GitAuth"];
                 };
+                tar?: {
+                    /**
+                     * @description An http or https URL without credentials, of a tar, plain or in gzip, zstd, bzip2 or xz.
+                     * @example https://example.com/web-1.0.tar.gz
+                     */
+                    url: string;
+                    /** @description What it must have. */
+                    checksum?: string;
+                };
+            };
+            /**
+             * @description For `RUN --mount=type=secret`, by id; kept encrypted until the build has ended, and in no image.
+             * @default {}
+             * @example {
+             *       "npm": "//registry.npmjs.org/:_authToken=…"
+             *     }
+             */
+            secrets?: {
+                [key: string]: string;
             };
             /**
              * @description Its path within the context.
@@ -1342,6 +1390,21 @@ export interface components {
              * @example null
              */
             nextCursor: string | null;
+        };
+        BuildPrune: {
+            /** @description Both together. */
+            bytes: number;
+            steps: {
+                count: number;
+                /** @description Of layers that no image of the project has; the store gives them back within hours. */
+                bytes: number;
+            };
+            caches: {
+                /** @description On the hosts; given back at once. */
+                bytes: number;
+            };
+            /** @description Hosts that did not answer: the caches there go when they were not used for a week. */
+            missingHosts: string[];
         };
         NewSource: components["schemas"]["Source"] & {
             webhook?: {
@@ -2932,6 +2995,8 @@ export interface operations {
                 prefer?: string;
                 /** @description The same key with the same request gets the same answer, and nothing is done twice. */
                 "idempotency-key"?: string;
+                /** @description Secrets for `RUN --mount=type=secret`: a JSON object, id → value, in base64. With a JSON body they are in it. */
+                "berth-build-secrets"?: string;
             };
             path?: never;
             cookie?: never;
@@ -2945,7 +3010,7 @@ export interface operations {
                 "application/tar+gzip": string;
                 "application/zstd": string;
                 "application/octet-stream": string;
-                "application/json": components["schemas"]["GitBuild"];
+                "application/json": components["schemas"]["RemoteBuild"];
             };
         };
         responses: {
@@ -3314,6 +3379,92 @@ export interface operations {
             };
             /** @description `not_found`: There is no such resource */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pruneBuilds: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description What is gone */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BuildPrune"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };
