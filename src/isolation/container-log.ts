@@ -52,14 +52,16 @@ export async function* readLog(
   try {
     if (filter.tail !== undefined) await file.skipToLast(filter.tail, (text) => wanted(text) !== null);
     for (;;) {
-      // Asked before reading: what was written before the end is then surely read.
+      // Asked and watched for before reading: what was written before the end is then surely read, and what is written
+      // behind the reader's back is noticed.
+      const change = follow === null ? null : changed(path, follow.signal);
       const ended = follow === null || follow.signal.aborted || (await follow.ended());
       for await (const text of file.lines()) {
         const line = wanted(text);
         if (line !== null) yield line;
       }
       if (ended) return;
-      await changed(path, follow.signal);
+      await change;
     }
   } finally {
     await file.close();
