@@ -26,6 +26,29 @@ describe("settings", () => {
     expect(readConfig({ BERTH_RUN_DIR: "/run/berth/abc123" }).runDir).toBe("/run/berth/abc123");
   });
 
+  test("a host's name, labels and addresses are parsed", () => {
+    const config = readConfig({
+      BERTH_HOST_NAME: "rack-1.example",
+      BERTH_HOST_LABELS: "zone=a, disk=ssd,empty=",
+      BERTH_AGENT_LISTEN: "10.0.0.2:7072",
+      BERTH_API_URL: "tls://10.0.0.1:7071/",
+    });
+    expect(config).toMatchObject({
+      hostName: "rack-1.example",
+      hostLabels: { zone: "a", disk: "ssd", empty: "" },
+      agentListen: { host: "10.0.0.2", port: 7072 },
+      apiUrl: "tls://10.0.0.1:7071",
+    });
+    for (const [name, bad] of [
+      ["BERTH_HOST_NAME", "a b"],
+      ["BERTH_HOST_LABELS", "zone"],
+      ["BERTH_AGENT_LISTEN", "7072"],
+      ["BERTH_API_URL", "10.0.0.1:7071"],
+    ] as const) {
+      expect(() => readConfig({ [name]: bad })).toThrow(new RegExp(`^${name}: [^\\n]+$`));
+    }
+  });
+
   test("lists and mirrors are parsed", () => {
     const config = readConfig({
       BERTH_REGISTRY_MIRRORS: "docker.io=http://127.0.0.1:5000/, ghcr.io=https://mirror.example",
