@@ -13,7 +13,7 @@ beforeAll(async () => {
 afterAll(() => api.close());
 
 const basic = (token: string) => ({ authorization: `Basic ${btoa(`anyone:${token}`)}` });
-const refs = (name: string, service: string, token = project.tokens.deployer) =>
+const refs = async (name: string, service: string, token = project.tokens.deployer) =>
   api.app.request(`/git/team/${name}.git/info/refs?service=${service}`, { headers: basic(token) });
 const sourceId = async (name: string) => {
   const [row] = await api.database.owner<{ id: string }[]>`
