@@ -100,6 +100,9 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
     id: host.id,
     key: secret,
     blobsDir: `${config.dataDir}/blobs`,
+  }).catch((cause: unknown) => {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError(`BERTH_AGENT_LISTEN: can't be used (${why})`);
   });
 
   const { promise: lost, resolve: lose } = Promise.withResolvers<string>();
