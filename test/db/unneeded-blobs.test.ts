@@ -58,9 +58,7 @@ async function job(startedHoursAgo: number): Promise<void> {
 
 test("what rows of any project need stays, the rest goes an hour after it was seen to be unneeded", async () => {
   const names = ["layer", "config", "manifest", "cached", "context", "old context", "unneeded"];
-  const [layer, config, manifest, cached, context, oldContext, unneeded] = (await Promise.all(names.map(put))) as [
-    ...string[],
-  ];
+  const [layer, config, manifest, cached, context, oldContext, unneeded] = await Promise.all(names.map(put));
   const { owner } = database;
   const json = (value: unknown) => JSON.stringify(value);
   await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
