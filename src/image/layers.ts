@@ -269,8 +269,10 @@ export class LayerStore {
     if (before === null) await rename(temporary, this.path(diffId));
     const record: LayerRecord = { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot };
     const recordFile = this.#recordPath(diffId);
-    await writeFile(`${recordFile}.tmp`, JSON.stringify(record), { flush: true });
-    await rename(`${recordFile}.tmp`, recordFile);
+    // Two builds may make the same layer at the same time.
+    const unfinished = `${recordFile}.${randomUUID()}.tmp`;
+    await writeFile(unfinished, JSON.stringify(record), { flush: true });
+    await rename(unfinished, recordFile);
     await syncDirectory(this.#directory);
     this.#records.set(diffId, record);
   }

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync } from "node:fs";
-import { mkdir, readdir, rename, rm, rmdir, stat, utimes } from "node:fs/promises";
+import { mkdir, readdir, rename, rm, rmdir, stat, statfs, utimes } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Disks } from "./apply/disk.ts";
 import { listLoops } from "./apply/loop.ts";
@@ -122,9 +122,17 @@ export class Caches {
       const stats = await stat(`${this.#dir}/${projectId}/${file}`).catch(() => null);
       if (stats === null) continue;
       const name = `${projectId}/${file.slice(0, -".img".length)}`;
-      found.push({ name, bytes: stats.blocks * 512, usedAt: stats.mtimeMs });
+      found.push({ name, bytes: Math.max(stats.blocks * 512, await this.#used(name)), usedAt: stats.mtimeMs });
     }
     return found;
+  }
+
+  /** Bytes in a disk that is mounted: much of what was written last is still in memory, and its file does not show it. */
+  async #used(name: string): Promise<number> {
+    const place = this.#place(name);
+    if (!this.#mounted.has(place)) return 0;
+    const { blocks, bfree, bsize } = await statfs(place);
+    return (blocks - bfree) * bsize;
   }
 
   async #take(name: string, alone: boolean, signal: AbortSignal): Promise<{ name: string; close: () => void }> {

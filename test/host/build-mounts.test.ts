@@ -1,3 +1,4 @@
+import { readdirSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { type BuildWorker, busybox, startBuildWorker } from "../support/builds.ts";
 import { entry } from "../support/image.ts";
@@ -160,4 +161,51 @@ test("shared, locked and private caches of two steps at the same time", async ()
   expect(said(await together("shared")).sort()).toEqual(["one one two", "two one two"]);
   expect(said(await together("locked")).sort()).toEqual(["one one", "two two"]);
   expect(said(await together("private")).sort()).toEqual(["one one", "two two"]);
+});
+
+test("what a hostile step leaves in a cache harms neither the host nor who mounts it next", async () => {
+  const build = (tag: string, project: string, lines: string[]) =>
+    worker.build(tag, ["FROM base", ...lines], {}, { project, noCache: true });
+  const mount = "RUN --mount=type=cache,id=trap,target=/c";
+  const set = await build("trap", "prj_evil", [
+    `${mount} cp /bin/busybox /c/su && chown 0:0 /c/su && chmod 6755 /c/su && ln -s / /c/root && ln -s ../../../../../tmp /c/up && mkfifo /c/p && ! mknod /c/d b 8 0 2>&1`,
+    // The directory itself can't be made something else.
+    `${mount} ! rmdir /c 2>/dev/null && ! mv /c /gone 2>/dev/null; ln -sfn / /c/../c2; chmod 777 /c`,
+  ]);
+  expect(set.error).toBeNull();
+  // Where the links aim at there is something to find.
+  expect(readdirSync("/tmp").some((name) => name.startsWith("berth-"))).toBe(true);
+  // Links lead nowhere but into the root of the step that follows them; set-user-id gives nothing.
+  const next = await build("next", "prj_evil", [
+    `${mount} ls /c/root/ | grep -c busybox; ls -d /c/up/berth-* 2>/dev/null; mount | grep ' /c ' | grep -o nosuid; stat -c '%a %u' /c/su`,
+  ]);
+  expect(next.error).toBeNull();
+  expect(said(next)).toEqual(["0", "nosuid", "6755 0"]);
+  const other = await build("apart", "prj_good", [`${mount} ls /c; echo empty`]);
+  expect(said(other)).toEqual(["empty"]);
+  // A cache can't be filled beyond its own disk, nor the host through it.
+  const full = await build("full", "prj_evil", [
+    `${mount} df -k /c | tail -1 | awk '{print ($2 < 10500000 && $2 > 9000000)}'`,
+  ]);
+  expect(said(full)).toEqual(["1"]);
+});
+
+test("a mount that can't be is an error at its line", async () => {
+  const failing = async (line: string) => (await worker.build("wrong", ["FROM base", line], { a: "a" })).error;
+  expect(await failing("RUN --mount=type=tmpfs,target=/bin/busybox true")).toMatchObject({
+    code: "invalid_dockerfile",
+    facts: { line: 2 },
+  });
+  expect(await failing("RUN --mount=type=tmpfs,target=/proc/x true")).toMatchObject({ code: "invalid_dockerfile" });
+  expect(await failing("RUN --mount=type=bind,source=/none,target=/x true")).toMatchObject({
+    code: "invalid_context",
+    facts: { line: 2 },
+  });
+  expect(await failing("RUN --network=host true")).toMatchObject({ code: "invalid_dockerfile", facts: { line: 2 } });
+});
+
+test("a step without a network has a loopback alone", async () => {
+  const devices = (network: string) => [`RUN --network=${network} ls /sys/class/net`];
+  expect(said(await worker.build("none", ["FROM base", ...devices("none")]))).toEqual(["lo"]);
+  expect(said(await worker.build("default", ["FROM base", ...devices("default")])).length).toBe(2);
 });
