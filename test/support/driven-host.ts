@@ -70,6 +70,11 @@ export class DrivenHost {
     if (worker?.signalCode !== "SIGKILL") throw new Error(`the worker ended by ${String(worker?.signalCode)}`);
   }
 
+  /** Sends the worker a signal that does not end it. */
+  signal(signal: "SIGSTOP" | "SIGCONT"): void {
+    this.#worker?.kill(signal);
+  }
+
   /** Ends the worker; containers stay. */
   async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
     const worker = this.#worker;
