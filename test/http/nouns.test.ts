@@ -153,7 +153,7 @@ describe("builds", () => {
     [{ source: { git: { url, submodules: true } } }, "/source/git/submodules"],
     [{ source: { git: { url } }, dockerfile: "/etc/passwd" }, "/dockerfile"],
     [{ source: { git: { url } }, args: { "1": "x" } }, "/args/1"],
-    [{ source: { git: { url } }, secrets: {} }, "/secrets"],
+    [{ source: { git: { url } }, secret: {} }, "/secret"],
     [{ source: { git: { url } }, contexts: { a: "file:///etc" } }, "/contexts/a"],
     [{ source: { git: { url }, tar: { url } } }, "/source/git"],
     [{ source: { tar: { url: "https://user:hunter2@h.example/x.tar" } } }, "/source/tar/url"],
