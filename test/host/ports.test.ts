@@ -99,6 +99,54 @@ describe("a published port", () => {
   });
 });
 
+describe("a port that is led to another container", () => {
+  // Connects, asks and reads, one connection after the other; prints what answered and how often, and what went wrong.
+  const program = `
+    const { connect } = require("node:net");
+    const seen = {};
+    const once = () => new Promise((done) => {
+      let text = "";
+      const socket = connect(8000, "${host.public4}", () => socket.end("GET / HTTP/1.0\\r\\n\\r\\n"));
+      socket.on("data", (part) => (text += part));
+      socket.setTimeout(1500, () => socket.destroy(Object.assign(new Error(), { code: "late" })));
+      socket.on("error", (error) => (text = "x " + error.code));
+      socket.on("close", () => done(text.slice(text.lastIndexOf("\\n") + 1)));
+    });
+    (async () => {
+      for (const end = Date.now() + 3000; Date.now() < end; ) {
+        const page = await once();
+        seen[page] = (seen[page] ?? 0) + 1;
+      }
+      console.log(JSON.stringify(seen));
+    })();`;
+  const asking = async () =>
+    Object.keys(
+      JSON.parse((await net.outside.run(process.execPath, "-e", program)).out) as Record<string, number>,
+    ).sort();
+
+  test("by one change refuses and breaks no connection; taken away first, it does", async () => {
+    await net.container(1, "prj_a");
+    await net.serve(1, "one", "80");
+    await net.worker.call("publish", mapping(), 0);
+    const meanwhile = async (change: (slot: number) => Promise<unknown>) => {
+      const answers = asking();
+      const client = { asks: true };
+      const end = () => {
+        client.asks = false;
+      };
+      void answers.then(end, end);
+      for (let slot = 1; client.asks; slot = 1 - slot) await change(slot);
+      return answers;
+    };
+    expect(await meanwhile((slot) => net.worker.call("publish", mapping(), slot))).toEqual(["one", "zero"]);
+    const naive = await meanwhile(async (slot) => {
+      await net.worker.call("unpublish", mapping());
+      await net.worker.call("publish", mapping(), slot);
+    });
+    expect(naive.filter((page) => page.startsWith("x "))).not.toEqual([]);
+  });
+});
+
 describe("connections that exist", () => {
   // From one source port, so that all are one flow to the kernel.
   const send = (): Promise<unknown> => net.outside.run(...datagram(5555, host.public4, 8053));
