@@ -83,6 +83,24 @@ describe("pausing", () => {
     expect((await remove(id)).status).toBe(204);
   });
 
+  test("is gone on with by the next worker when one is killed in the middle", async () => {
+    const id = await run(busy);
+    for (const [verb, status] of [
+      ["pause", "paused"],
+      ["unpause", "running"],
+    ] as const) {
+      // Nobody waits: the worker is killed before, while or after it does as it is told.
+      await host.ask("POST", `/v1/containers/${id}/${verb}`);
+      await host.stop("SIGKILL");
+      await host.start();
+      await expect.poll(async () => (await get(id)).status).toBe(status);
+      const before = await computed(id);
+      if (status === "running") await expect.poll(() => computed(id)).toBeGreaterThan(before);
+      else expect(await computed(id)).toBe(before);
+    }
+    await remove(id);
+  });
+
   test("needs a container that runs", async () => {
     const { body } = await host.ask<Container>("POST", "/v1/containers", { image: "box:1", start: false }, wait);
     for (const verb of ["pause", "unpause"]) {
