@@ -1,4 +1,7 @@
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { writeTar } from "../../src/image/tar-write.ts";
@@ -13,6 +16,10 @@ let second: Instance;
 let firstRun: Run;
 let run: Run;
 let joinToken = "";
+/** A registry that has nothing, and who came with what credentials. */
+let registry: Server;
+let registryHost: string;
+const shown: [from: string, authorization: string][] = [];
 
 interface Host {
   id: string;
@@ -73,8 +80,19 @@ beforeAll(async () => {
   first = await Instance.create({ BERTH_INTERNAL_LISTEN: `${network.here}:7071`, BERTH_HOST_NAME: "first" });
   firstRun = first.start();
   await firstRun.until(/Ready/);
+  registry = createServer((request, response) => {
+    const { authorization } = request.headers;
+    shown.push([request.socket.remoteAddress ?? "", authorization ?? ""]);
+    if (authorization === undefined) response.writeHead(401, { "www-authenticate": 'Basic realm="registry"' }).end();
+    else
+      response.writeHead(404, { "content-type": "application/json" }).end('{"errors":[{"code":"MANIFEST_UNKNOWN"}]}');
+  }).listen(0, network.here);
+  await once(registry, "listening");
+  registryHost = `${network.here}:${String((registry.address() as AddressInfo).port)}`;
   second = await Instance.create(
     {
+      BERTH_INSECURE_REGISTRIES: registryHost,
+      BERTH_OUTBOUND_ALLOW: "198.18.0.0/15",
       BERTH_ROLE: "worker",
       BERTH_API_URL: `tls://${network.here}:7071`,
       BERTH_HOST_NAME: "second",
@@ -89,6 +107,7 @@ afterAll(async () => {
   await second.destroy();
   await first.destroy();
   network.end();
+  registry.close();
 });
 
 test("a worker without a join token, or with one that is made up, says what it needs", async () => {
@@ -195,6 +214,21 @@ test("with the first host drained, builds and containers go to the second; what 
   expect(await events(here.id, "container.started")).toMatchObject([
     { data: { layersTransferred: 1, layersSkipped: 2 } },
   ]);
+});
+
+test("what was sealed for a job is opened there: a registry gets the password from the second host", async () => {
+  const [one] = await hosts();
+  await ask("POST", `/hosts/${one?.id ?? ""}/drain`);
+  const auth = { username: "ada", password: "sealed on the way" };
+  const pulled = await ask<{ status: string; error: { code: string } }>("POST", "/images/pull", {
+    reference: `${registryHost}/team/web:1`,
+    auth,
+  });
+  await ask("POST", `/hosts/${one?.id ?? ""}/activate`);
+  expect(pulled, JSON.stringify(pulled)).toMatchObject({ status: "failed", error: { code: "image_not_found" } });
+  const basic = `Basic ${Buffer.from(`${auth.username}:${auth.password}`).toString("base64")}`;
+  expect(shown).toContainEqual([network.there, basic]);
+  expect(shown.filter(([from]) => from !== network.there)).toEqual([]);
 });
 
 test("its worker is killed and comes back, as the host that it was; its containers go on meanwhile", async () => {
