@@ -1,4 +1,4 @@
-import { readFile, rm } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { agentApp, listenAgent } from "./agent/server.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { BerthError } from "./core/errors.ts";
@@ -13,7 +13,7 @@ import { Converger } from "./engine/converge.ts";
 import { isKnown, serveDatabase } from "./engine/database-tunnel.ts";
 import { type Admission, type HostIdentity, openHost } from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
-import { build, buildScratch } from "./engine/jobs/build.ts";
+import { build, clearBuildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
 import { pull } from "./engine/jobs/pull.ts";
 import { push } from "./engine/jobs/push.ts";
@@ -70,7 +70,7 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const wakeups = await Wakeups.open(connection.sql);
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
   await layers.removeUnfinished();
-  await rm(buildScratch(config.dataDir), { recursive: true, force: true });
+  await clearBuildScratch(config.dataDir, sandboxes);
   const registry = new Registry({
     mirrors: config.registryMirrors,
     insecure: config.insecureRegistries,

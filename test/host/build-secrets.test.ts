@@ -1,5 +1,6 @@
+import { execFileSync } from "node:child_process";
 import { readdirSync } from "node:fs";
-import { afterAll, beforeAll, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, expect, inject, test, vi } from "vitest";
 import { writeTar } from "../../src/image/tar-write.ts";
 import type { TestProject } from "../support/api.ts";
 import { DrivenHost } from "../support/driven-host.ts";
@@ -100,11 +101,34 @@ test("prune forgets a project's steps and caches, and says how many bytes that w
   expect((JSON.parse((await build(see)).text) as Build).error).toMatchObject({ code: "step_failed" });
 });
 
-test("a worker that is killed while a cache is mounted leaves one that its successor uses", async () => {
-  const write = "RUN --mount=type=cache,id=kill,target=/c";
-  expect((JSON.parse((await build([`${write} echo 1 > /c/one`])).text) as Build).error).toBeNull();
+test("a worker that is killed while mounts are in use leaves a cache for its successor, and nothing else", async () => {
+  const write = "RUN --mount=type=cache,id=kill,target=/c --mount=type=bind,target=/b";
+  const tar = await collect(
+    writeTar([entry("Dockerfile", { content: `FROM base\n${write} echo 1 > /c/one; echo begun; sleep 60\n` })]),
+  );
+  const response = await host.api.app.request("/v1/builds", {
+    method: "POST",
+    headers: { authorization: `Bearer ${host.project.tokens.admin}`, "content-type": "application/x-tar" },
+    body: tar,
+  });
+  const { id } = (await response.json()) as { id: string };
+  const rows = () => host.api.database.owner`select 1 from build_logs where build_id = ${id} and text = 'begun'`;
+  await vi.waitFor(async () => expect(await rows()).toHaveLength(1), { timeout: 20_000, interval: 50 });
+  // The context, and what the image lacks to mount over.
+  expect(scratchMounts()).toHaveLength(2);
   await host.stop("SIGKILL");
+  await host.ask("POST", `/v1/builds/${id}/cancel`);
   await host.start();
+  expect(scratchMounts()).toEqual([]);
   const after = JSON.parse((await build([`${write} cat /c/one && echo 2 > /c/two`])).text) as Build;
   expect(after.error).toBeNull();
 });
+
+/** Layers that a step alone has, as they are mounted in the worker's namespace. */
+function scratchMounts(): string[] {
+  const inside = `--mount=${host.config.runDir}/mntns`;
+  const table = execFileSync("nsenter", [inside, "cat", "/proc/self/mountinfo"], { encoding: "utf8" });
+  return table
+    .split("\n")
+    .filter((line) => new RegExp(`${host.config.runDir}/layers/[0-9a-f]{8}-[0-9a-f-]{27} `).test(line));
+}

@@ -33,6 +33,25 @@ const input: SpecInput = {
 };
 
 describe("the runtime's config", () => {
+  test("more mounts come after those that every container has, without devices or set-user-id", () => {
+    const mounts = [
+      { kind: "bind", target: "/cache", source: "/run/berth/a/slots/7/mounts/0", writable: true },
+      { kind: "bind", target: "/run/secrets/x", source: "/run/berth/a/slots/7/mounts/1/file", writable: false },
+      { kind: "tmpfs", target: "/t", size: 4096 },
+      { kind: "tmpfs", target: "/u", size: null },
+    ] as const;
+    const [cache, secret, sized, unsized] = runtimeSpec({ ...input, mounts }).mounts.slice(-4);
+    expect(cache?.options).toEqual(["bind", "nosuid", "nodev", "rw"]);
+    expect(secret).toMatchObject({ destination: "/run/secrets/x", options: ["bind", "nosuid", "nodev", "ro"] });
+    expect(sized).toEqual({
+      destination: "/t",
+      type: "tmpfs",
+      source: "tmpfs",
+      options: ["nosuid", "nodev", "size=4096"],
+    });
+    expect(unsized?.options).toEqual(["nosuid", "nodev"]);
+  });
+
   test("has every namespace, joins the two that are made ahead, and bounds everything", () => {
     const spec = runtimeSpec(input);
     expect(spec.linux.namespaces).toEqual([

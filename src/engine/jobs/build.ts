@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, rm } from "node:fs/promises";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { BerthError } from "../../core/errors.ts";
 import { formatPlatform } from "../../core/platform.ts";
 import { parseReference } from "../../core/reference.ts";
@@ -16,6 +16,7 @@ import { type ClaimedJob, holdsJob } from "../../db/leases.ts";
 import { HttpClient } from "../../image/http.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
+import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
 import { RootView } from "../build/root-view.ts";
@@ -25,9 +26,18 @@ import type { JobHandler } from "../runner.ts";
 import type { Services } from "../services.ts";
 import { credentials } from "./transfer.ts";
 
-/** Where builds keep what lives as long as they do; a worker that begins removes what an earlier one left. */
-export function buildScratch(dataDir: string): string {
+/** Where builds keep what lives as long as they do. */
+function buildScratch(dataDir: string): string {
   return `${dataDir}/worker/builds`;
+}
+
+/** Removes what the builds of an earlier worker have left. */
+export async function clearBuildScratch(dataDir: string, sandboxes: Pick<Sandboxes, "unmountLayer">): Promise<void> {
+  const directory = buildScratch(dataDir);
+  const left = await readdir(directory, { recursive: true }).catch(() => []);
+  // Layers that were made for a step may still be mounted.
+  for (const path of left) if (path.endsWith(".erofs")) sandboxes.unmountLayer(path);
+  await rm(directory, { recursive: true, force: true });
 }
 
 /** How long a server that a build downloads from may be silent. */
