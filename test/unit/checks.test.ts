@@ -2,21 +2,13 @@ import { expect, test } from "vitest";
 import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import { missingImages, planBuild } from "../../src/build/plan.ts";
 import type { ImageConfig } from "../../src/core/image.ts";
+import { planOptions } from "../support/plan-options.ts";
 
-const platform = { os: "linux", architecture: "amd64" };
 const rootfs = { type: "layers" as const, diff_ids: [] };
 
 function warnings(text: string, args: Record<string, string> = {}, onBuild: string[] = []): string[] {
   const dockerfile = parseDockerfile(text);
-  const options = {
-    args,
-    target: undefined,
-    platform,
-    buildPlatform: platform,
-    labels: {},
-    contexts: {},
-    contextTime: null,
-  };
+  const options = planOptions({ args });
   const image: ImageConfig = {
     architecture: "amd64",
     os: "linux",
@@ -59,15 +51,7 @@ test.each(cases.map(([text, ...expected]) => ({ text, expected })))("$text: $exp
 
 test("a variable that is nearly one is suggested", () => {
   const dockerfile = parseDockerfile("FROM scratch\nARG VERSION=1\nLABEL x=$VERSOIN");
-  const options = {
-    args: {},
-    target: undefined,
-    platform,
-    buildPlatform: platform,
-    labels: {},
-    contexts: {},
-    contextTime: null,
-  };
+  const options = planOptions();
   expect(planBuild(dockerfile, options, new Map()).warnings.map(({ message }) => message)).toEqual([
     "the variable VERSOIN is not set; did you mean VERSION?",
   ]);

@@ -16,6 +16,7 @@ import { emptyRoot } from "../../src/engine/build/root-view.ts";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { collect, entry } from "../support/image.ts";
+import { planOptions } from "../support/plan-options.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "berth-copy-test-"));
 const opened: { close: () => Promise<void> }[] = [];
@@ -47,16 +48,7 @@ const files = (...texts: string[]): LayerEntry[] =>
   });
 
 function step(line: string, ...before: string[]): CopyStep {
-  const platform = { os: "linux", architecture: "amd64" };
-  const options = {
-    args: {},
-    target: undefined,
-    platform,
-    buildPlatform: platform,
-    labels: {},
-    contexts: {},
-    contextTime: null,
-  };
+  const options = planOptions();
   const plan = planBuild(parseDockerfile(["FROM scratch", ...before, line].join("\n")), options, new Map());
   const last = plan.stages.at(-1)?.steps.at(-1);
   if (last?.kind !== "copy") throw new Error("not a COPY");

@@ -6,8 +6,8 @@ import { missingImages, planBuild } from "../../src/build/plan.ts";
 import type { BuildPlan } from "../../src/build/step.ts";
 import type { ImageConfig } from "../../src/core/image.ts";
 import { corpusDir, corpusList } from "../corpus/corpus.ts";
+import { planOptions } from "../support/plan-options.ts";
 
-const platform = { os: "linux", architecture: "amd64" };
 const base: ImageConfig = {
   architecture: "amd64",
   os: "linux",
@@ -19,15 +19,7 @@ const base: ImageConfig = {
 function plans(text: string, args: Record<string, string> = {}): BuildPlan[] {
   const dockerfile = parseDockerfile(text);
   return dockerfile.stages.map(({ number }) => {
-    const options = {
-      args,
-      target: String(number),
-      platform,
-      buildPlatform: platform,
-      labels: {},
-      contexts: {},
-      contextTime: null,
-    };
+    const options = planOptions({ args, target: String(number) });
     const images = new Map(missingImages(dockerfile, options, new Map()).map(({ key }) => [key, base]));
     return planBuild(dockerfile, options, images);
   });

@@ -6,6 +6,7 @@ import { missingImages, planBuild } from "../../src/build/plan.ts";
 import { BerthError } from "../../src/core/errors.ts";
 import { parseGitAddress } from "../../src/core/git-source.ts";
 import { parseNamedContext } from "../../src/core/named-context.ts";
+import { planOptions } from "../support/plan-options.ts";
 
 const args = (text: string) => lex(text).instructions.map(({ keyword, args }) => `${keyword} ${args.text}`);
 
@@ -135,19 +136,13 @@ test("whatever the text: parsed and planned, or an error of ours, quickly", () =
     fc.array(words, { maxLength: 60 }).map((parts) => parts.join("")),
     fc.string({ unit: "binary", maxLength: 200 }),
   );
-  const platform = { os: "linux", architecture: "amd64" };
-  const options = {
+  const options = planOptions({
     args: { x: "1" },
-    target: undefined,
-    platform,
-    buildPlatform: platform,
-    labels: {},
     contexts: {
       img: { kind: "image" as const, reference: "debian" },
       files: { kind: "tar" as const, url: "http://h/x" },
     },
-    contextTime: null,
-  };
+  });
   fc.assert(
     fc.property(text, (source) => {
       try {

@@ -6,18 +6,8 @@ import type { BuildPlan, Step } from "../../src/build/step.ts";
 import { BerthError } from "../../src/core/errors.ts";
 import type { ImageConfig } from "../../src/core/image.ts";
 import { parseNamedContext } from "../../src/core/named-context.ts";
+import { planOptions } from "../support/plan-options.ts";
 
-const platform = { os: "linux", architecture: "amd64" };
-const options = (more: Partial<PlanOptions> = {}): PlanOptions => ({
-  args: {},
-  target: undefined,
-  platform,
-  buildPlatform: platform,
-  labels: {},
-  contexts: {},
-  contextTime: null,
-  ...more,
-});
 const image = (config: ImageConfig["config"] = {}): ImageConfig => ({
   architecture: "amd64",
   os: "linux",
@@ -29,11 +19,11 @@ const debian = image({ Env: ["PATH=/usr/bin:/bin", "LANG=C"], Cmd: ["bash"] });
 function plan(lines: readonly string[], more: Partial<PlanOptions> = {}, base: ImageConfig = debian): BuildPlan {
   const dockerfile = parseDockerfile(lines.join("\n"));
   const images = new Map<string, ImageConfig>();
-  for (let missing = missingImages(dockerfile, options(more), images); missing.length > 0; ) {
+  for (let missing = missingImages(dockerfile, planOptions(more), images); missing.length > 0; ) {
     for (const { key } of missing) images.set(key, base);
-    missing = missingImages(dockerfile, options(more), images);
+    missing = missingImages(dockerfile, planOptions(more), images);
   }
-  return planBuild(dockerfile, options(more), images);
+  return planBuild(dockerfile, planOptions(more), images);
 }
 
 function step<K extends Step["kind"]>(built: BuildPlan, kind: K, which = 0): Extract<Step, { kind: K }> {
@@ -149,7 +139,7 @@ test("labels of the request are on the result only", () => {
 test("triggers of a base run first, may read further images, and are gone afterwards", () => {
   const base = image({ OnBuild: ["COPY --from=tools /t /t", "ENV x=1"] });
   const dockerfile = parseDockerfile("FROM base\nRUN last");
-  expect(missingImages(dockerfile, options(), new Map()).map(({ reference }) => reference)).toEqual(["base"]);
+  expect(missingImages(dockerfile, planOptions(), new Map()).map(({ reference }) => reference)).toEqual(["base"]);
   const built = plan(["FROM base", "RUN last"], {}, base);
   expect(built.images).toEqual(["base linux/amd64", "tools linux/amd64"]);
   expect(built.stages[0]?.steps.map(({ kind, at }) => [kind, at.line])).toEqual([

@@ -1,22 +1,12 @@
 import { expect, test } from "vitest";
 import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import { stepKey } from "../../src/build/keys.ts";
-import type { PlanOptions } from "../../src/build/options.ts";
 import { planBuild } from "../../src/build/plan.ts";
-
-const platform = { os: "linux", architecture: "amd64" };
+import { planOptions } from "../support/plan-options.ts";
 
 /** The key of the last step, on the parent `p` and with the content `c`. */
 function key(text: string, args: Record<string, string> = {}): string {
-  const options: PlanOptions = {
-    args,
-    target: undefined,
-    platform,
-    buildPlatform: platform,
-    labels: {},
-    contexts: {},
-    contextTime: null,
-  };
+  const options = planOptions({ args });
   const plan = planBuild(parseDockerfile(`FROM scratch\n${text}`), options, new Map());
   const step = plan.stages.at(-1)?.steps.at(-1);
   if (step?.kind !== "run" && step?.kind !== "copy" && step?.kind !== "workdir") throw new Error("no such step");
@@ -69,7 +59,7 @@ test("of the build's arguments the epoch is part of a key, and proxies are none"
 test("a layer of its own depends on nothing below, unless names are looked up there", () => {
   const plan = planBuild(
     parseDockerfile("FROM scratch\nCOPY --link a /x\nCOPY --link --chown=app a /x"),
-    { args: {}, target: undefined, platform, buildPlatform: platform, labels: {}, contexts: {}, contextTime: null },
+    planOptions(),
     new Map(),
   );
   const keys = plan.stages[0]?.steps.map((step) =>
