@@ -87,8 +87,8 @@ export async function withMounts<T>(
     );
     return await use({ mounts, top, env });
   } finally {
-    for (const layer of scratch) await layer.remove();
     caches.close();
+    for (const layer of scratch) await layer.remove();
   }
 }
 
