@@ -132,6 +132,8 @@ async function create(client: Client, name: string, hostPort: number): Promise<C
   const body = {
     image: "web:1",
     name,
+    // Shown by its page.
+    hostname: name,
     ports: [{ containerPort: 8080, hostPort }],
     restartPolicy: { name: "unless-stopped" },
   };
