@@ -17,13 +17,24 @@ const ownPlace = {
   },
 };
 
+/** drizzle is loaded as CommonJS from its many files (src/db/drizzle.ts); bundled, what is used of it is a part of ours. */
+const drizzle = {
+  name: "drizzle",
+  load(/** @type {string} */ id) {
+    if (id !== `${root}/src/db/drizzle.ts`) return null;
+    return `export { and, eq, or, sql } from "drizzle-orm";
+      export { drizzle } from "drizzle-orm/postgres-js";
+      export * as pg from "drizzle-orm/pg-core";`;
+  },
+};
+
 const bundle = await rolldown({
   cwd: root,
   input: Object.fromEntries(["main", "api", "worker"].map((role) => [role, `src/${role}.ts`])),
   platform: "node",
   // Native code is loaded from its package.
   external: ["koffi"],
-  plugins: [ownPlace],
+  plugins: [drizzle, ownPlace],
 });
 await bundle.write({
   dir: directory,

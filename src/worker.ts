@@ -52,6 +52,7 @@ interface Worker {
 async function startWorker(config: Config, log: Log, database: Promise<void>): Promise<Worker> {
   const admission = await admissionOf(config);
   const sandboxes = await Sandboxes.open(config, log);
+  await clearBuildScratch(config.dataDir, sandboxes);
   await database;
   const agentAt = agentListen(config, "api" in admission);
   const opened = await openHost({
@@ -67,10 +68,12 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const { rebooted, key, id, session } = opened.host;
   const host = { id, session };
   const { openSealed, blobs } = clusterMeans(config, admission, opened.host, connection.sql);
-  const wakeups = await Wakeups.open(connection.sql);
   const layers = new LayerStore(`${config.dataDir}/worker/layers`, blobs);
-  await layers.removeUnfinished();
-  await clearBuildScratch(config.dataDir, sandboxes);
+  const [wakeups, rows] = await Promise.all([
+    Wakeups.open(connection.sql),
+    listHostContainers(connection.sql, host.id),
+    layers.removeUnfinished(),
+  ]);
   const registry = new Registry({
     mirrors: config.registryMirrors,
     insecure: config.insecureRegistries,
@@ -78,7 +81,6 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   });
   const services: Services = { config, openSealed, log, connection, wakeups, host, blobs, layers, registry, sandboxes };
 
-  const rows = await listHostContainers(connection.sql, host.id);
   await sandboxes.sweep(rows);
   const converger = new Converger(services, { rebooted });
   sandboxes.onExit((id) => {
