@@ -108,11 +108,12 @@ export class Pool {
     if (this.#closed || this.#busy > 0) return;
     const { missing, surplus, nextMs } = this.#recent.compare(this.#created);
     const old = this.#created.find((created) => surplus.has(created));
-    const prepared = missing === null ? undefined : this.#ready.shift();
+    const prepared = this.#ready[0];
     if (old !== undefined) {
       this.#created.splice(this.#created.indexOf(old), 1);
       await this.#giveUp(old);
     } else if (missing !== null && prepared !== undefined) {
+      this.#ready.shift();
       if (!(await this.#create(missing, prepared))) this.#recent.drop(missing);
     } else if (this.#ready.length < readySlots) {
       if (!(await this.#prepare())) {

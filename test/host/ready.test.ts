@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, watch } from "node:fs";
+import { existsSync, readdirSync, readFileSync, watch } from "node:fs";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "../support/leftovers.ts";
@@ -20,30 +20,43 @@ async function start(wish: Wish): Promise<SandboxSpec & { pid: number }> {
   return { ...spec, ...(await worker.call<{ pid: number }>("start", spec, [])) };
 }
 
-/** Waits until a sandbox that is nobody's has its first process; its slot. */
-async function sandboxReady(): Promise<number> {
+/** The slots of sandboxes that are nobody's and have their first process. */
+function readySlots(): number[] {
+  const { runDir, instance } = host.config;
+  return Array.from({ length: 64 }, (_, slot) => slot).filter((slot) => {
+    const owner = `${runDir}/slots/${String(slot)}/owner.json`;
+    // The runtime's own state file is the last thing that `create` writes.
+    const state = `${runDir}/runtime/${instance}-${String(slot)}/status`;
+    return existsSync(owner) && existsSync(state) && readFileSync(owner, "utf8").includes('"id":null');
+  });
+}
+
+/** How many slots are ready for any container. */
+function preparedSlots(): number {
   const slots = `${host.config.runDir}/slots`;
-  const find = () => {
-    for (let slot = 0; slot < 64; slot++) {
-      const owner = `${slots}/${String(slot)}/owner.json`;
-      // The runtime's own state file is the last thing that `create` writes.
-      const state = `${host.config.runDir}/runtime/${host.config.instance}-${String(slot)}/status`;
-      if (existsSync(owner) && existsSync(state) && readFileSync(owner, "utf8").includes('"id":null')) return slot;
-    }
-    return null;
-  };
-  const found = Promise.withResolvers<number>();
+  const has = (slot: string, file: string) => existsSync(`${slots}/${slot}/${file}`);
+  return readdirSync(slots).filter((slot) => has(slot, "monitor.json") && !has(slot, "owner.json")).length;
+}
+
+/** Waits until the slots that are ready satisfy; those. */
+async function whenReady(satisfy: (slots: number[]) => boolean): Promise<number[]> {
+  const found = Promise.withResolvers<number[]>();
   const look = (): void => {
-    const slot = find();
-    if (slot !== null) found.resolve(slot);
+    const slots = readySlots();
+    if (satisfy(slots)) found.resolve(slots);
   };
-  const watcher = watch(`${host.config.runDir}/runtime`, { recursive: true }, look);
+  const watcher = watch(host.config.runDir, { recursive: true }, look);
   try {
     look();
     return await found.promise;
   } finally {
     watcher.close();
   }
+}
+
+/** Waits until one is ready. */
+async function sandboxReady(): Promise<number> {
+  return (await whenReady((slots) => slots.length > 0))[0] ?? -1;
 }
 
 /** Jiffies since the machine's start when the process was made (proc(5), stat field 22). */
@@ -91,6 +104,19 @@ test("another project, or any other wish, does not get it", async () => {
     await host.remove(one);
   }
   await host.remove(first);
+});
+
+test("those that no start of late asks for make room for those that one does; nothing is lost on the way", async () => {
+  const hasEnv = (slot: number, entry: string) =>
+    readFileSync(`${host.config.runDir}/slots/${String(slot)}/config.json`, "utf8").includes(`"${entry}"`);
+  for (const kind of ["KIND=old", "KIND=new"]) {
+    const wish: Wish = { ...usual, process: { env: [kind] } };
+    for (let i = 0; i < 4; i++) await host.remove(await start(wish));
+    // Four sandboxes, and as many slots as are kept ready beside them.
+    await whenReady((slots) => slots.filter((slot) => hasEnv(slot, kind)).length === 4 && preparedSlots() === 8);
+  }
+  await host.stop();
+  expect(leftovers(host)).toEqual([]);
 });
 
 test("one whose process was killed is not given out", async () => {
