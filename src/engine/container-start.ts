@@ -1,4 +1,4 @@
-import { mkdir } from "node:fs/promises";
+import { mkdirSync } from "node:fs";
 import type { Seen, Step } from "../core/converge.ts";
 import { toBerthError } from "../core/errors.ts";
 import { healthSpec } from "../core/health.ts";
@@ -83,7 +83,7 @@ export class ContainerStart {
       });
       recorded.catch(() => undefined);
       const log = logPath(config.dataDir, id);
-      await mkdir(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
+      mkdirSync(log.slice(0, log.lastIndexOf("/")), { recursive: true, mode: 0o711 });
       const { pid } = await sandboxes.start({ ...template, id, slot, log }, { recorded });
       this.#reach("converge.started");
       const wanted = container.ports.filter((port) => port.status !== "removing");

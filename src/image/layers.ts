@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from "node:crypto";
-import { rmSync } from "node:fs";
+import { rmSync, statSync } from "node:fs";
 import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { BerthError } from "../core/errors.ts";
@@ -280,7 +280,8 @@ export class LayerStore {
   /** The record of a whole image of this version; null when it is missing, cut short or old. */
   async #record(diffId: string): Promise<LayerRecord | null> {
     try {
-      const { size } = await stat(this.path(diffId));
+      // Of a local file system, and on the way of each start: waiting for a thread takes longer than the call.
+      const { size } = statSync(this.path(diffId));
       const record =
         this.#records.get(diffId) ?? (JSON.parse(await readFile(this.#recordPath(diffId), "utf8")) as LayerRecord);
       if (record.writer !== writerVersion || record.imageBytes !== size) return null;

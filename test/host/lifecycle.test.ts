@@ -205,7 +205,7 @@ describe("ports", () => {
     expect([one.ports[0]?.hostPort, two.ports[0]?.hostPort]).toEqual([firstPort, firstPort + 1]);
     // Nobody named it: it is called by its address.
     const { hostname, ipAddress } = await get(one.id);
-    expect(hostname).toBe(`ip-${String(ipAddress).replaceAll(".", "-")}`);
+    expect(hostname).toBe(`ip-${ipAddress.replaceAll(".", "-")}`);
     await expect.poll(() => page(firstPort)).toBe(`${String(hostname)}\n`);
     await expect.poll(() => page(firstPort + 1)).toBe("two\n");
     const taken = { image: "box:1", name: "three", ports: [{ containerPort: 80, hostPort: firstPort }] };
