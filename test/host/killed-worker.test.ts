@@ -84,7 +84,7 @@ async function remove(id: string): Promise<void> {
 }
 
 const starting = failpoints.filter((name) =>
-  /^(slot|start)\.|^converge\.(begun|started|published|running)$/.test(name),
+  /^(slot|create|start)\.|^converge\.(begun|started|published|running)$/.test(name),
 );
 const stopping = failpoints.filter((name) => /^release\.|^converge\.(stopping|asked|released|ended)$/.test(name));
 const removing = failpoints.filter((name) => /^(remove)\.|^converge\.(removed|forgotten|erased)$/.test(name));
