@@ -4,9 +4,9 @@ import { BerthError } from "../core/errors.ts";
 import { userOf } from "./account.ts";
 import { hasCode } from "./apply/ffi.ts";
 import { closeNamespaces } from "./apply/namespaces.ts";
-import { identify, type ProcessId } from "./apply/process.ts";
+import { identify, isAlive, type ProcessId } from "./apply/process.ts";
 import { makeMounts } from "./extra-mounts.ts";
-import { writeNote } from "./notes.ts";
+import { readProcess, writeNote } from "./notes.ts";
 import type { Parts } from "./parts.ts";
 import { hostFiles } from "./plan/files.ts";
 import { cgroupPath } from "./plan/layout.ts";
@@ -23,6 +23,12 @@ export interface Created {
   process: ProcessId;
   /** Resolves when its monitor is gone. */
   ended: Promise<unknown>;
+}
+
+/** Whether its process and its monitor still wait; anybody with root may have ended them. */
+export function isWaiting(parts: Parts, created: Created): boolean {
+  const monitor = readProcess(parts.slot(created.slot).monitor);
+  return isAlive(created.process) && monitor !== null && isAlive(monitor);
 }
 
 /**

@@ -18,6 +18,8 @@ const usual = { network: "project", tty: false, stdin: false, keepDisk: false } 
 /** What waits on a slot for its container: a sandbox, or a slot that needs one yet. */
 export type Waiting = Created | Prepared;
 
+export const isCreated = (waiting: Waiting): waiting is Created => "key" in waiting;
+
 /**
  * What was made ready ahead of need. A start that finds a ready slot saves 6 ms. One that finds a sandbox of its own
  * template, all of it made but its process let go, needs no runtime at all: what was started lately is kept ready once
@@ -166,7 +168,7 @@ export class Pool {
   }
 
   async #giveUp(waiting: Waiting): Promise<void> {
-    if ("namespaces" in waiting) discardPrepared(waiting);
+    if (!isCreated(waiting)) discardPrepared(waiting);
     await this.#clear(waiting.slot);
   }
 

@@ -1,10 +1,10 @@
 import { BerthError } from "../core/errors.ts";
 import type { Log } from "../log.ts";
-import { type Created, createSandbox } from "./create.ts";
+import { type Created, createSandbox, isWaiting } from "./create.ts";
 import type { Parts } from "./parts.ts";
 import { usableSlots } from "./plan/layout.ts";
 import type { Protection } from "./plan/protection.ts";
-import { Pool, type Waiting } from "./pool.ts";
+import { isCreated, Pool, type Waiting } from "./pool.ts";
 import { changeDisk, discardPrepared, type Prepared, prepareSlot } from "./prepare.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
 import { type SandboxTemplate, templateKey } from "./sandbox-spec.ts";
@@ -62,8 +62,8 @@ export class Slots {
    */
   async create(slot: number, template: SandboxTemplate, without: ReadonlySet<Protection>): Promise<Created> {
     const taken = this.#taken.get(slot);
-    if (taken !== undefined && !("namespaces" in taken)) {
-      if (taken.key === templateKey(template) && without.size === 0) {
+    if (taken !== undefined && isCreated(taken)) {
+      if (taken.key === templateKey(template) && without.size === 0 && isWaiting(this.#parts, taken)) {
         this.#taken.delete(slot);
         return taken;
       }
@@ -81,7 +81,7 @@ export class Slots {
     const { tty, stdin } = template.process;
     const wanted = { network: template.network, disk: template.limits.disk, tty, stdin, keepDisk: true };
     const prepared = this.#taken.get(slot);
-    if (prepared === undefined || !("namespaces" in prepared)) return prepareSlot(this.#parts, slot, wanted);
+    if (prepared === undefined || isCreated(prepared)) return prepareSlot(this.#parts, slot, wanted);
     const { options } = prepared;
     if (options.network !== wanted.network || options.tty !== tty || options.stdin !== stdin) {
       await this.giveUp(slot);
@@ -97,7 +97,7 @@ export class Slots {
     const waiting = this.#taken.get(slot);
     if (waiting === undefined) return;
     this.#taken.delete(slot);
-    if ("namespaces" in waiting) discardPrepared(waiting);
+    if (!isCreated(waiting)) discardPrepared(waiting);
     await releaseSlot(this.#parts, slot, null);
     await removeDisk(this.#parts, slot);
   }

@@ -15,7 +15,11 @@ const usual: Wish = { hostname: null, limits: { disk: 2 ** 30 } };
 /** Starts a container of the template as the engine does: on a slot that is taken for it. */
 async function start(wish: Wish): Promise<SandboxSpec & { pid: number }> {
   const worker = await host.worker();
-  const slot = await worker.call<number>("takeSlot", host.spec(0, wish));
+  return startOn(await worker.call<number>("takeSlot", host.spec(0, wish)), wish);
+}
+
+async function startOn(slot: number, wish: Wish): Promise<SandboxSpec & { pid: number }> {
+  const worker = await host.worker();
   const spec = host.spec(slot, wish);
   return { ...spec, ...(await worker.call<{ pid: number }>("start", spec, [])) };
 }
@@ -54,6 +58,24 @@ async function whenReady(satisfy: (slots: number[]) => boolean): Promise<number[
   }
 }
 
+/** Whether this stands in the config of the slot's sandbox. */
+const hasConfig = (slot: number, text: string) =>
+  readFileSync(`${host.config.runDir}/slots/${String(slot)}/config.json`, "utf8").includes(text);
+
+/**
+ * Takes the sandbox that is ready for a wish, by what only its config has. The worker hears of one that is complete a
+ * moment after it is to be seen.
+ */
+async function takeReady(wish: Wish, text: string): Promise<number> {
+  const worker = await host.worker();
+  const ready = await whenReady((slots) => slots.some((slot) => hasConfig(slot, text)));
+  for (;;) {
+    const slot = await worker.call<number>("takeSlot", host.spec(0, wish));
+    if (ready.includes(slot)) return slot;
+    await worker.call("freeSlot", slot);
+  }
+}
+
 /** Waits until one is ready. */
 async function sandboxReady(): Promise<number> {
   return (await whenReady((slots) => slots.length > 0))[0] ?? -1;
@@ -74,10 +96,8 @@ test("what was started is made ready once more, and is the same in every respect
   const worker = await host.worker();
   const wish: Wish = { ...usual, process: { args: ["/bin/sh", "-c", `${script}; exec sleep 3600`] } };
   const first = await start(wish);
-  const slot = await sandboxReady();
-  expect(slot).not.toBe(first.slot);
-  const second = await start(wish);
-  expect(second.slot).toBe(slot);
+  const second = await startOn(await takeReady(wish, "exec sleep 3600"), wish);
+  expect(second.slot).not.toBe(first.slot);
   for (const one of [first, second]) {
     const address = await worker.call<string>("addressOf", one.slot);
     const name = `ip-${address.replaceAll(".", "-")}`;
@@ -107,28 +127,31 @@ test("another project, or any other wish, does not get it", async () => {
 });
 
 test("those that no start of late asks for make room for those that one does; nothing is lost on the way", async () => {
-  const hasEnv = (slot: number, entry: string) =>
-    readFileSync(`${host.config.runDir}/slots/${String(slot)}/config.json`, "utf8").includes(`"${entry}"`);
   for (const kind of ["KIND=old", "KIND=new"]) {
     const wish: Wish = { ...usual, process: { env: [kind] } };
     for (let i = 0; i < 4; i++) await host.remove(await start(wish));
     // Four sandboxes, and as many slots as are kept ready beside them.
-    await whenReady((slots) => slots.filter((slot) => hasEnv(slot, kind)).length === 4 && preparedSlots() === 8);
+    await whenReady((slots) => slots.filter((slot) => hasConfig(slot, kind)).length === 4 && preparedSlots() === 8);
   }
   await host.stop();
   expect(leftovers(host)).toEqual([]);
 });
 
-test("one whose process was killed is not given out", async () => {
+/** The monitor of a slot's sandbox, and its first process. */
+const killed = {
+  monitor: (dir: string) => (JSON.parse(readFileSync(`${dir}/monitor.json`, "utf8")) as { pid: number }).pid,
+  process: (dir: string) => Number(readFileSync(`${dir}/pid`, "utf8")),
+};
+
+test.each(Object.entries(killed))("one whose %s was killed after it was taken is not given out", async (what, pid) => {
   const worker = await host.worker();
-  const wish: Wish = { ...usual, process: { env: ["KILLED=1"] } };
+  const wish: Wish = { ...usual, process: { env: [`KILLED=${what}`] } };
   const first = await start(wish);
-  const slot = await sandboxReady();
-  const note = JSON.parse(readFileSync(`${host.config.runDir}/slots/${String(slot)}/monitor.json`, "utf8")) as {
-    pid: number;
-  };
-  process.kill(note.pid, "SIGKILL");
-  const second = await start(wish);
+  const slot = await takeReady(wish, `KILLED=${what}`);
+  const victim = pid(`${host.config.runDir}/slots/${String(slot)}`);
+  process.kill(victim, "SIGKILL");
+  await expect.poll(() => existsSync(`/proc/${String(victim)}`)).toBe(false);
+  const second = await startOn(slot, wish);
   expect(await worker.call("probe", second.id)).toMatchObject({ state: "running" });
   expect(madeAt(second.pid)).toBeGreaterThanOrEqual(madeAt(first.pid));
   for (const one of [first, second]) await host.remove(one);
