@@ -163,6 +163,19 @@ test("shared, locked and private caches of two steps at the same time", async ()
   expect(said(await together("private")).sort()).toEqual(["one one", "two two"]);
 });
 
+test("a step that mounts one cache twice, by what are two stages of the same content, does not wait for itself", async () => {
+  const mount = (stage: string) =>
+    `--mount=type=cache,id=twice,sharing=locked,from=${stage},source=/bin,target=/${stage}`;
+  const answer = await worker.build("twice", [
+    "FROM base AS one",
+    "FROM base AS two",
+    "FROM base",
+    `RUN ${mount("one")} ${mount("two")} echo x > /one/x && cat /two/x`,
+  ]);
+  expect(answer.error).toBeNull();
+  expect(said(answer)).toEqual(["x"]);
+});
+
 test("what a hostile step leaves in a cache harms neither the host nor who mounts it next", async () => {
   const build = (tag: string, project: string, lines: string[]) =>
     worker.build(tag, ["FROM base", ...lines], {}, { project, noCache: true });

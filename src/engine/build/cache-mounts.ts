@@ -20,15 +20,15 @@ export interface StepCaches {
  * wait for each other.
  */
 export async function openCaches(state: MountState, mounts: readonly Mount[]): Promise<StepCaches> {
-  const wanted = mounts
-    .filter((mount) => mount.type === "cache")
-    .toSorted((one, other) => (one.id < other.id ? -1 : 1));
+  const ids = new Map<CacheMount, string>();
+  for (const mount of mounts) if (mount.type === "cache") ids.set(mount, await cacheId(state, mount));
+  const wanted = [...ids].toSorted(([, one], [, other]) => (one < other ? -1 : 1));
   const open = new Map<string, OpenCache>();
   const close = (): void => {
     for (const cache of open.values()) cache.close();
   };
   try {
-    for (const mount of wanted) if (!open.has(keyOf(mount))) open.set(keyOf(mount), await openCache(state, mount));
+    for (const [mount, id] of wanted) if (!open.has(id)) open.set(id, await openCache(state, mount, id));
   } catch (error) {
     close();
     throw error;
@@ -36,22 +36,23 @@ export async function openCaches(state: MountState, mounts: readonly Mount[]): P
   return {
     close,
     pathOf: (mount) => {
-      const cache = open.get(keyOf(mount));
+      const cache = open.get(ids.get(mount) ?? "");
       if (cache === undefined) throw new Error("a cache is mounted that was not opened");
       return cache.path;
     },
   };
 }
 
-const keyOf = ({ id, origin, source }: CacheMount) => JSON.stringify([id, origin, source]);
+/** Caches of one id that begin with different files are different ones; where the same files are from does not matter. */
+async function cacheId(state: MountState, { id, origin, source }: CacheMount): Promise<string> {
+  return JSON.stringify([id, origin === null ? null : [await seedOf(state, origin, source), source]]);
+}
 
-/** Caches of one id that begin with different files are different ones. */
-async function openCache(state: MountState, mount: CacheMount): Promise<OpenCache> {
-  const { id, sharing, origin, source, mode, uid, gid } = mount;
-  const seed = origin === null ? null : [await seedOf(state, origin, source), source];
+async function openCache(state: MountState, mount: CacheMount, id: string): Promise<OpenCache> {
+  const { sharing, origin, source, mode, uid, gid } = mount;
   return state.means.sandboxes.caches.open({
     projectId: state.build.projectId,
-    id: JSON.stringify([id, seed]),
+    id,
     sharing,
     signal: state.signal,
     begin: async (directory) => {
