@@ -1,7 +1,7 @@
 /**
  * Places between every two effects of a start, release and removal, at which a test can have the worker killed to see
  * that the next one finds its way. `slot.*` is what makes a slot ready and `create.*` what makes a sandbox on it, in the pool or as the
- * beginning of a start; `converge.*` lies between the effects on the host and the writes to the database (engine/converge.ts), and `job.*` and
+ * beginning of a start; `converge.*` lies between the effects on the host and the writes to the database (engine/container-*.ts), and `job.*` and
  * `build.*` between what an attempt at a job does and what it writes.
  */
 export const failpoints = [
