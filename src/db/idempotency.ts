@@ -1,5 +1,5 @@
 import { BerthError } from "../core/errors.ts";
-import type { Tx } from "./scope.ts";
+import { read, type Scope, type Sql, type Tx } from "./scope.ts";
 
 /**
  * Takes the key for this request. Null: it is new, and the caller must `keepAnswer` in the same transaction; a second
@@ -22,6 +22,12 @@ export async function takeKey(
     throw new BerthError("idempotency_key_reused", `Idempotency-Key ${JSON.stringify(key)} came with another request.`);
   }
   return { body: kept.response };
+}
+
+/** Whether a request with the key has been answered. */
+export async function isKeyTaken(sql: Sql, scope: Scope, key: string): Promise<boolean> {
+  const where = sql`project_id = ${scope.projectId} and key = ${key}`;
+  return (await read(sql, scope, sql`select 1 as taken from idempotency_keys where ${where}`)).length > 0;
 }
 
 /** Keeps the answer of the key taken in this transaction. */

@@ -4,7 +4,7 @@ import { pruneSteps } from "../db/build-prune.ts";
 import { listHosts } from "../db/hosts.ts";
 import { readAll } from "./agents.ts";
 import type { App, Request, Services } from "./context.ts";
-import { idempotencyHeader, once } from "./idempotency.ts";
+import { idempotencyHeader, isAnswered, once } from "./idempotency.ts";
 import { json, operation } from "./operation.ts";
 
 const bytes = z.int().min(0);
@@ -60,9 +60,10 @@ async function pruneCaches(services: Services, c: Request): Promise<{ bytes: num
 
 export function addBuildPrune(app: App, services: Services): void {
   app.openapi(prune, async (c) => {
+    // Before the transaction: it would keep one of the few connections for as long as the slowest host takes.
+    const caches = (await isAnswered(services, c)) ? { bytes: 0, missing: [] } : await pruneCaches(services, c);
     const answer = await once<z.infer<typeof Pruned>>(services, c, async (tx) => {
       const steps = await pruneSteps(tx, c.var.scope.projectId);
-      const caches = await pruneCaches(services, c);
       return {
         bytes: steps.bytes + caches.bytes,
         steps: { count: steps.steps, bytes: steps.bytes },

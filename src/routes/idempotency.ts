@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { z } from "@hono/zod-openapi";
 import { open, seal } from "../core/keys.ts";
-import { keepAnswer, takeKey } from "../db/idempotency.ts";
+import { isKeyTaken, keepAnswer, takeKey } from "../db/idempotency.ts";
 import type { Scope } from "../db/scope.ts";
 import { type Tx, transact } from "../db/scope.ts";
 import type { Request, Services } from "./context.ts";
@@ -50,6 +50,12 @@ export async function once<T extends object>(
     await keepAnswer(tx, projectId, key, body);
     return answer;
   });
+}
+
+/** Whether `once` has an answer for the request's key: what is done outside of its transaction need not be done again. */
+export async function isAnswered(services: Services, c: Request): Promise<boolean> {
+  const key = c.req.header("idempotency-key");
+  return key !== undefined && (await isKeyTaken(services.sql, c.var.scope, key));
 }
 
 function unseal(services: Services, body: unknown): unknown {
