@@ -1,3 +1,4 @@
+import type { BerthError } from "../core/errors.ts";
 import type { Tx } from "./scope.ts";
 
 /**
@@ -27,4 +28,22 @@ export async function endDeployments(tx: Tx, jobIds: readonly string[]): Promise
     select pg_notify('berth', t) from (
       select id from ended union all select 'events:' || project_id from ended
       union all select 'host:' || host_id from stopped) topics (t)`;
+}
+
+/** Ends the source's deployment that has not switched, and removes the container that it started. */
+export async function endWaiting(tx: Tx, sourceId: string, why: BerthError): Promise<void> {
+  // Apart: what its driver is committing just now, the container among it, only the next statement sees.
+  await tx`select from deployments where source_id = ${sourceId} and status in ('pending', 'starting') for update`;
+  await tx`
+    with ended as (
+      update deployments set status = 'failed', reason = ${why.code}, detail = ${why.message}, finished_at = now()
+      where source_id = ${sourceId} and status in ('pending', 'starting') returning id, project_id, container_id),
+    gone as (
+      update containers set wanted = 'removed', wanted_rev = wanted_rev + 1 from ended where containers.id = container_id
+      returning host_id),
+    told as (
+      insert into events (project_id, type, subject_id, data)
+      select project_id, 'deployment.failed', id, jsonb_build_object('reason', ${why.code}::text) from ended)
+    select pg_notify('berth', t) from (
+      select id from ended union all select 'host:' || host_id from gone) topics (t)`;
 }

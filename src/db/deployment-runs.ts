@@ -141,7 +141,7 @@ export async function takeName(tx: Tx, run: DeploymentRun, containerId: string):
 }
 
 /** Asks the source's earlier containers to stop. */
-export async function stopEarlier(tx: Tx, run: DeploymentRun): Promise<void> {
+export async function stopEarlier(tx: Tx, run: Pick<DeploymentRun, "id">): Promise<void> {
   await tx`
     with stopped as (
       update containers set wanted = 'stopped', wanted_rev = wanted_rev + 1

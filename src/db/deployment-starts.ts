@@ -1,5 +1,6 @@
 import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
+import { endWaiting } from "./deployment-ends.ts";
 import { appendEvent } from "./events.ts";
 import { insertJob } from "./jobs.ts";
 import type { Tx } from "./scope.ts";
@@ -16,8 +17,9 @@ export async function deployBuilds(tx: Tx, jobIds: readonly string[]): Promise<v
       and not exists (select from deployments d join builds later on later.id = d.build_id
         where d.source_id = s.id and later.created_at > b.created_at)
     order by s.id, b.created_at for no key update of s`;
+  const superseded = new BerthError("superseded", "A newer build of the source was deployed in its place.");
   for (const { sourceId, projectId, buildId } of built) {
-    await giveWay(tx, sourceId);
+    await endWaiting(tx, sourceId, superseded);
     const id = newId("deployment");
     const jobId = newId("job");
     await insertJob(tx, { id: jobId, projectId, kind: "deploy", subjectId: id, payload: {} });
@@ -27,21 +29,4 @@ export async function deployBuilds(tx: Tx, jobIds: readonly string[]): Promise<v
       where s.id = ${sourceId} and b.id = ${buildId}`;
     await appendEvent(tx, { projectId, type: "deployment.pending", subjectId: id, data: { sourceId, buildId } });
   }
-}
-
-/** Ends the source's deployment that has not switched, with the container that it started. */
-async function giveWay(tx: Tx, sourceId: string): Promise<void> {
-  const error = new BerthError("superseded", "A newer build of the source was deployed in its place.");
-  await tx`
-    with ended as (
-      update deployments set status = 'failed', reason = ${error.code}, detail = ${error.message}, finished_at = now()
-      where source_id = ${sourceId} and status in ('pending', 'starting') returning id, project_id, container_id),
-    gone as (
-      update containers set wanted = 'removed', wanted_rev = wanted_rev + 1 from ended where containers.id = container_id
-      returning host_id),
-    told as (
-      insert into events (project_id, type, subject_id, data)
-      select project_id, 'deployment.failed', id, jsonb_build_object('reason', ${error.code}::text) from ended)
-    select pg_notify('berth', t) from (
-      select id from ended union all select 'host:' || host_id from gone) topics (t)`;
 }

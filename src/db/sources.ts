@@ -1,5 +1,8 @@
 import type { DeployTemplate } from "../core/deploy.ts";
+import { BerthError } from "../core/errors.ts";
 import type { SourceBuild, SourceProvider } from "../core/source.ts";
+import { endWaiting } from "./deployment-ends.ts";
+import { stopEarlier } from "./deployment-runs.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import { type Fragment, read, type Scope, type Sql, type Tx, time } from "./scope.ts";
 
@@ -108,8 +111,15 @@ export async function replaceSecret(tx: Tx, projectId: string, id: string, secre
   await tx`update sources set secret_sealed = ${secretSealed} where project_id = ${projectId} and id = ${id}`;
 }
 
-/** Removes a source that is locked, with what was told of it; what waits to be read of it is cancelled. Its builds stay. */
+/**
+ * Removes a source that is locked, with what was told of it; what waits to be read of it is cancelled, and its deployment
+ * ends: of containers that it started or that it was about to stop, none is left running. Its builds stay.
+ */
 export async function deleteSource(tx: Tx, projectId: string, id: string): Promise<void> {
+  await endWaiting(tx, id, new BerthError("not_found", "The source was removed."));
+  const switching = await tx<{ id: string }[]>`
+    select id from deployments where source_id = ${id} and status = 'switching' for update`;
+  for (const run of switching) await stopEarlier(tx, run);
   await tx`
     update jobs set status = 'cancelled', finished_at = now(), payload = payload - 'auth'
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;

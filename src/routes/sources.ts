@@ -90,7 +90,9 @@ const remove = operation({
   operationId: "deleteSource",
   tag,
   summary: "Remove a source",
-  description: "Its deliveries go with it; its builds, images and containers stay.",
+  description:
+    "Its deliveries and deployments go with it; its builds, images and the container that its ports lead to stay. A deployment " +
+    "that is under way ends.",
   request: { params: sourceParam },
   responses: { 204: { description: "It is gone" } },
   errors: ["not_found"],

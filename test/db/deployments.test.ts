@@ -1,9 +1,12 @@
-import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import type postgres from "postgres";
+import { afterAll, beforeAll, beforeEach, describe, expect, inject, test, vi } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import type { JobOutcome } from "../../src/core/job.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { claimJobs, settleJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
+import { transact } from "../../src/db/scope.ts";
+import { deleteSource } from "../../src/db/sources.ts";
 import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
@@ -111,5 +114,58 @@ describe("a deployment's job that is settled", () => {
   test("leaves it open when it is to be tried again", async () => {
     const again: JobOutcome = { status: "retry", error: { code: "no_capacity", message: "Full." }, afterMs: 0 };
     expect(await settle("starting", again)).toMatchObject({ status: "starting", reason: null });
+  });
+});
+
+describe("a source that is removed during its deployment", () => {
+  const container = async (sql: postgres.Sql | postgres.TransactionSql = database.owner) => {
+    const id = newId("container");
+    await sql`
+      insert into containers (id, project_id, host_id, name, spec, image_reference, cpus, memory, pids, disk, wanted)
+      values (${id}, ${projectId}, ${hostId}, ${id.slice(4)}, '{}', 'web:1', 1, 1, 1, 1, 'running')`;
+    return id;
+  };
+  const wanted = async (id: string) =>
+    (await database.owner<{ wanted: string }[]>`select wanted from containers where id = ${id}`)[0]?.wanted;
+  const remove = () => transact(database.api, { projectId }, (tx) => deleteSource(tx, projectId, sourceId));
+  const place = async (status: string, containerId: string, sql: postgres.Sql | postgres.TransactionSql) =>
+    sql`update deployments set status = ${status}, container_id = ${containerId}
+      where source_id = ${sourceId} and status = 'pending'`;
+
+  test("leaves no container that never served", async () => {
+    await (await build()).settle();
+    const id = await container();
+    await place("starting", id, database.owner);
+    await remove();
+    expect(await wanted(id)).toBe("removed");
+    const told =
+      await database.owner`select data from events where type = 'deployment.failed' and project_id = ${projectId}`;
+    expect(told).toMatchObject([{ data: { reason: "not_found" } }]);
+  });
+
+  test("nor one that was made in the very moment", async () => {
+    await (await build()).settle();
+    let removed = Promise.resolve();
+    const id = await database.owner.begin(async (tx) => {
+      const made = await container(tx);
+      await place("starting", made, tx);
+      removed = remove();
+      const waiting = () => database.owner`
+        select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+      await vi.waitUntil(async () => (await waiting()).length > 0);
+      return made;
+    });
+    await removed;
+    expect(await wanted(id)).toBe("removed");
+  });
+
+  test("leaves of two the one that the ports lead to", async () => {
+    const [before, after] = [await container(), await container()];
+    await (await build()).settle();
+    await place("succeeded", before, database.owner);
+    await (await build()).settle();
+    await place("switching", after, database.owner);
+    await remove();
+    expect([await wanted(before), await wanted(after)]).toEqual(["stopped", "running"]);
   });
 });

@@ -136,7 +136,7 @@ export interface paths {
         post?: never;
         /**
          * Remove a source
-         * @description Its deliveries go with it; its builds, images and containers stay.
+         * @description Its deliveries and deployments go with it; its builds, images and the container that its ports lead to stay. A deployment that is under way ends.
          */
         delete: operations["deleteSource"];
         options?: never;
