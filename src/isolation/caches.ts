@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync } from "node:fs";
 import { mkdir, readdir, rename, rm, rmdir, stat, statfs, utimes } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
+import { BerthError } from "../core/errors.ts";
 import type { Disks } from "./apply/disk.ts";
 import { listLoops } from "./apply/loop.ts";
 import { MOUNT_ATTR_NOSUID } from "./apply/mount-api.ts";
@@ -9,10 +10,15 @@ import { mountsBelow } from "./apply/mount-table.ts";
 import type { Layout } from "./plan/layout.ts";
 import { SharedLock } from "./shared-lock.ts";
 
-/** Bytes that one cache may hold, and how much a project may have of them on a host before the oldest go. */
-const cacheBytes = 10 * 2 ** 30;
-const projectBytes = 20 * 2 ** 30;
-const projectCaches = 100;
+export interface CacheLimits {
+  /** Bytes that one cache may hold. */
+  cacheBytes: number;
+  /** Bytes and caches that a project may have on a host before the oldest go. */
+  projectBytes: number;
+  projectCaches: number;
+}
+
+const defaultLimits: CacheLimits = { cacheBytes: 10 * 2 ** 30, projectBytes: 20 * 2 ** 30, projectCaches: 100 };
 /** One that was not used for so long is removed; its mount goes much earlier. */
 const uselessMs = 7 * 24 * 3600 * 1000;
 const idleMs = 60_000;
@@ -50,14 +56,20 @@ export class Caches {
   readonly #disks: Disks;
   readonly #dir: string;
   readonly #mounts: string;
+  readonly #limits: CacheLimits;
   readonly #locks = new Map<string, SharedLock>();
   /** By name: resolves when its directory is there. */
   readonly #ready = new Map<string, Promise<void>>();
   readonly #mounted: Set<string>;
 
   /** What an earlier worker has left mounted is taken over. */
-  constructor(disks: Disks, { caches, cacheMounts }: Pick<Layout, "caches" | "cacheMounts">) {
+  constructor(
+    disks: Disks,
+    { caches, cacheMounts }: Pick<Layout, "caches" | "cacheMounts">,
+    limits: CacheLimits = defaultLimits,
+  ) {
     this.#disks = disks;
+    this.#limits = limits;
     this.#dir = caches;
     this.#mounts = cacheMounts;
     mkdirSync(caches, { recursive: true, mode: 0o700 });
@@ -66,8 +78,9 @@ export class Caches {
   }
 
   /**
-   * Opens a cache, which is made when it is not there.
-   * @throws the signal's reason; BerthError `start_failed` when its disk is damaged beyond repair
+   * Opens a cache, which is made when it is not there, in the place of the oldest when the project has too many.
+   * @throws the signal's reason; BerthError `quota_exceeded` when all of them are in use, `start_failed` when its disk is
+   *   damaged beyond repair
    */
   async open({ projectId, id, sharing, begin, signal }: CacheRequest): Promise<OpenCache> {
     const hash = createHash("sha256").update(id).digest("hex").slice(0, 40);
@@ -101,17 +114,23 @@ export class Caches {
 
   /** Removes what was not used for long, and the oldest where a project has too much; unmounts what is idle. */
   async tidy(): Promise<void> {
-    for (const projectId of await readdir(this.#dir)) {
-      let total = 0;
-      const newestFirst = (await this.#stored(projectId)).toSorted((one, other) => other.usedAt - one.usedAt);
-      for (const [index, { name, bytes, usedAt }] of newestFirst.entries()) {
-        const unusedMs = Date.now() - usedAt;
-        const useless = unusedMs > uselessMs || total + bytes > projectBytes || index >= projectCaches;
-        if (useless && (await this.#remove(name))) continue;
-        total += bytes;
-        if (unusedMs > idleMs) await this.#ifFree(name, () => this.#unmount(name));
-      }
+    for (const projectId of await readdir(this.#dir)) await this.#tidyProject(projectId, this.#limits.projectCaches);
+  }
+
+  /** Answers how many caches are left: more than `most` when those are in use. */
+  async #tidyProject(projectId: string, most: number): Promise<number> {
+    const oldestFirst = (await this.#stored(projectId)).toSorted((one, other) => one.usedAt - other.usedAt);
+    let total = oldestFirst.reduce((sum, { bytes }) => sum + bytes, 0);
+    let count = oldestFirst.length;
+    for (const { name, bytes, usedAt } of oldestFirst) {
+      const unusedMs = Date.now() - usedAt;
+      const useless = unusedMs > uselessMs || total > this.#limits.projectBytes || count > most;
+      if (useless && (await this.#remove(name))) {
+        total -= bytes;
+        count--;
+      } else if (unusedMs > idleMs) await this.#ifFree(name, () => this.#unmount(name));
     }
+    return count;
   }
 
   async #stored(projectId: string): Promise<StoredCache[]> {
@@ -131,8 +150,8 @@ export class Caches {
   async #used(name: string): Promise<number> {
     const place = this.#place(name);
     if (!this.#mounted.has(place)) return 0;
-    const { blocks, bfree, bsize } = await statfs(place);
-    return (blocks - bfree) * bsize;
+    const disk = await statfs(place).catch(() => null);
+    return disk === null ? 0 : (disk.blocks - disk.bfree) * disk.bsize;
   }
 
   async #take(name: string, alone: boolean, signal: AbortSignal): Promise<{ name: string; close: () => void }> {
@@ -158,8 +177,8 @@ export class Caches {
     const [image, place] = [this.#image(name), this.#place(name)];
     if (!this.#mounted.has(place)) {
       if (!existsSync(image)) {
-        await mkdir(`${this.#dir}/${name.slice(0, name.indexOf("/"))}`, { recursive: true, mode: 0o700 });
-        await this.#disks.createAt(image, cacheBytes);
+        await this.#makeRoom(name.slice(0, name.indexOf("/")));
+        await this.#disks.createAt(image, this.#limits.cacheBytes);
       }
       await mkdir(place, { recursive: true, mode: 0o700 });
       await detached(image);
@@ -174,6 +193,17 @@ export class Caches {
     await mkdir(unfinished, { mode: 0o755 });
     await begin(unfinished);
     await rename(unfinished, content);
+  }
+
+  /** For one more cache of the project: each that is mounted takes a device and memory of the host's. */
+  async #makeRoom(projectId: string): Promise<void> {
+    await mkdir(`${this.#dir}/${projectId}`, { recursive: true, mode: 0o700 });
+    const { projectCaches } = this.#limits;
+    if ((await this.#tidyProject(projectId, projectCaches - 1)) < projectCaches) return;
+    throw new BerthError(
+      "quota_exceeded",
+      `The project's builds use ${projectCaches} caches on this host now, and can't use another.`,
+    );
   }
 
   async #remove(name: string): Promise<boolean> {

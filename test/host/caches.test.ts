@@ -1,0 +1,171 @@
+import { execFileSync } from "node:child_process";
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { Disks } from "../../src/isolation/apply/disk.ts";
+import { unmount } from "../../src/isolation/apply/mount-api.ts";
+import { mountsBelow } from "../../src/isolation/apply/mount-table.ts";
+import { type CacheLimits, Caches, type OpenCache } from "../../src/isolation/caches.ts";
+
+const MiB = 1024 * 1024;
+const roomy: CacheLimits = { cacheBytes: 64 * MiB, projectBytes: 1024 * MiB, projectCaches: 100 };
+let directory: string;
+let disks: Disks;
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), "berth-caches-"));
+  mkdirSync(join(directory, "disks"));
+  disks = new Disks(join(directory, "disks"));
+});
+afterEach(() => {
+  for (const { path } of mountsBelow(directory).toReversed()) unmount(path);
+  rmSync(directory, { recursive: true, force: true });
+});
+
+const project = () => join(directory, "caches", "prj_one");
+const images = () => readdirSync(project()).filter((name) => name.endsWith(".img"));
+const mounted = () => mountsBelow(join(directory, "mounts")).length;
+
+function makeCaches(limits: Partial<CacheLimits> = {}): Caches {
+  const layout = { caches: join(directory, "caches"), cacheMounts: join(directory, "mounts") };
+  return new Caches(disks, layout, { ...roomy, ...limits });
+}
+
+function open(caches: Caches, id: string, projectId = "prj_one"): Promise<OpenCache> {
+  const signal = new AbortController().signal;
+  return caches.open({ projectId, id, sharing: "shared", begin: () => Promise.resolve(), signal });
+}
+
+/** Makes a cache that holds a file of its name, was used so many seconds ago, and is not mounted: nothing writes to it any more. Its disk. */
+async function makeOld(id: string, seconds: number, bytes = 1): Promise<string[]> {
+  const caches = makeCaches();
+  const before = new Set(existsSync(project()) ? images() : []);
+  const cache = await open(caches, id);
+  writeFileSync(`${cache.path}/${id}`, Buffer.alloc(bytes, 1));
+  cache.close();
+  const made = images().filter((name) => !before.has(name));
+  age(made, 120);
+  await caches.tidy();
+  age(made, seconds);
+  return made;
+}
+
+function age(names: readonly string[], seconds: number): void {
+  const time = Date.now() / 1000 - seconds;
+  for (const name of names) utimesSync(join(project(), name), time, time);
+}
+
+/** Which of the caches are still what they were. Those that are not are made anew. */
+async function kept(caches: Caches, ids: readonly string[]): Promise<string[]> {
+  const found: string[] = [];
+  for (const id of ids) {
+    const cache = await open(caches, id);
+    if (existsSync(`${cache.path}/${id}`)) found.push(id);
+    cache.close();
+  }
+  return found;
+}
+
+test("a cache that is full ends what writes to it; a larger one takes the same", async () => {
+  const write = async (caches: Caches, id: string) => {
+    const cache = await open(caches, id);
+    try {
+      writeFileSync(`${cache.path}/much`, Buffer.alloc(32 * MiB, 1));
+    } finally {
+      cache.close();
+    }
+  };
+  await expect(write(makeCaches({ cacheBytes: 16 * MiB }), "small")).rejects.toThrow("ENOSPC");
+  await write(makeCaches(), "large");
+  // What is full can be opened and emptied.
+  const full = await open(makeCaches(), "small");
+  rmSync(`${full.path}/much`);
+  writeFileSync(`${full.path}/little`, "x");
+  full.close();
+});
+
+test("set-user-id files of a cache give nothing; on a disk that is mounted without that protection they do", async () => {
+  const userOf = (path: string): string => {
+    copyFileSync("/usr/bin/id", `${path}/id`);
+    chmodSync(`${path}/id`, 0o4755);
+    return execFileSync(`${path}/id`, ["-u"], { uid: 65_534, gid: 65_534, encoding: "utf8" }).trim();
+  };
+  chmodSync(directory, 0o755);
+  const cache = await open(makeCaches(), "trap");
+  chmodSync(join(directory, "mounts"), 0o755);
+  expect(userOf(cache.path)).toBe("65534");
+  cache.close();
+  const place = join(directory, "open");
+  mkdirSync(place);
+  await disks.createAt(join(directory, "open.img"), 64 * MiB);
+  await disks.mountAt(join(directory, "open.img"), place);
+  expect(userOf(place)).toBe("0");
+});
+
+test("those that were not used for a week go, those that are idle are unmounted, those in use stay", async () => {
+  const week = 7 * 24 * 3600;
+  await makeOld("recent", week - 60);
+  const old = await makeOld("old", week - 60);
+  const caches = makeCaches();
+  const used = await open(caches, "used");
+  writeFileSync(`${used.path}/used`, "");
+  const before = images();
+  (await open(caches, "idle")).close();
+  age(
+    images().filter((name) => !before.includes(name)),
+    120,
+  );
+  expect(mounted()).toBe(2);
+  age(old, week + 60);
+  await caches.tidy();
+  expect(mounted()).toBe(1);
+  expect(await kept(caches, ["old", "recent"])).toEqual(["recent"]);
+  age(images(), week + 60);
+  await caches.tidy();
+  expect(images()).toHaveLength(1);
+  expect(existsSync(`${used.path}/used`)).toBe(true);
+  used.close();
+});
+
+test("the oldest go when a project has too many bytes of them", async () => {
+  await makeOld("oldest", 30, 8 * MiB);
+  await makeOld("middle", 20, 20 * MiB);
+  await makeOld("newest", 10, 12 * MiB);
+  const caches = makeCaches({ projectBytes: 36 * MiB });
+  await caches.tidy();
+  expect(await kept(caches, ["oldest", "middle", "newest"])).toEqual(["middle", "newest"]);
+});
+
+test("a new one takes the place of the oldest that nobody uses; when all are in use there is no place", async () => {
+  for (const [id, seconds] of [
+    ["a", 40],
+    ["b", 30],
+    ["c", 20],
+  ] as const)
+    await makeOld(id, seconds);
+  const caches = makeCaches({ projectCaches: 3 });
+  const first = await open(caches, "a");
+  age(images(), 50);
+  const others = [await open(caches, "d"), await open(caches, "e")];
+  expect(images()).toHaveLength(3);
+  expect(existsSync(`${first.path}/a`)).toBe(true);
+  await expect(open(caches, "f")).rejects.toMatchObject({ code: "quota_exceeded" });
+  expect(images()).toHaveLength(3);
+  // Another project has its own; and a place that is given back can be had.
+  (await open(caches, "f", "prj_two")).close();
+  first.close();
+  for (const cache of [await open(caches, "f"), ...others]) cache.close();
+  expect(await caches.prune("prj_one")).toBeGreaterThan(0);
+  expect(images()).toEqual([]);
+});
