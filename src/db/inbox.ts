@@ -202,7 +202,11 @@ export async function eraseContainer(
   return rows.length === 1;
 }
 
-/** Records which ports are applied (`active`) and which no longer (`idle`), and deletes those taken away or refused. */
+/**
+ * Records which ports are applied (`active`) and which no longer (`idle`), and deletes those taken away or refused.
+ * @returns the containers that have some of those ports by now: nothing was written of these, and as the caller went by a
+ * row from before that, what the host has of them may be wrong
+ */
 export async function writePorts(
   sql: Sql,
   fence: Fence,
@@ -213,17 +217,21 @@ export async function writePorts(
     gone?: string[];
     refused?: { id: string; reason: string; detail: string }[];
   },
-): Promise<void> {
+): Promise<string[]> {
   const { active = [], idle = [], gone = [], refused = [] } = change;
   const off = [...gone, ...refused.map((port) => port.id)];
-  await sql`
+  const own = sql`container_id = ${container.id} and ${held(sql, fence)}`;
+  const rows = await sql<{ owner: string | null }[]>`
     with on_host as (update ports set status = 'active'
-        where id = any(${active}::text[]) and status = 'pending' and ${held(sql, fence)} returning id),
-    idle as (update ports set status = 'pending'
-        where id = any(${idle}::text[]) and status = 'active' and ${held(sql, fence)}),
-    off_host as (delete from ports where id = any(${off}::text[]) and ${held(sql, fence)} returning id),
+        where id = any(${active}::text[]) and status = 'pending' and ${own} returning id),
+    idle as (update ports set status = 'pending' where id = any(${idle}::text[]) and status = 'active' and ${own}),
+    off_host as (delete from ports where id = any(${off}::text[]) and ${own} returning id),
     told as (insert into events (project_id, type, subject_id, data)
       select ${container.projectId}, 'port.refused', r->>'id', r from jsonb_array_elements(${JSON.stringify(refused)}::text::jsonb) r
       returning project_id)
-    select pg_notify('berth', id) from (select id from on_host union all select id from off_host union all select ${container.id}) t`;
+    select null owner, pg_notify('berth', id)::text
+      from (select id from on_host union all select id from off_host union all select ${container.id}) t
+    union all select container_id, null from ports
+      where id = any(${[...active, ...idle]}::text[]) and container_id <> ${container.id}`;
+  return [...new Set(rows.flatMap(({ owner }) => owner ?? []))];
 }

@@ -15,10 +15,13 @@ import {
 export class ContainerRecords {
   readonly #sql: postgres.Sql;
   readonly #fence: Fence;
+  readonly #moved: (to: string) => void;
 
-  constructor(sql: postgres.Sql, fence: Fence) {
+  /** @param moved called with a container whose ports the host may have led to the one that had them before it */
+  constructor(sql: postgres.Sql, fence: Fence, moved: (to: string) => void) {
     this.#sql = sql;
     this.#fence = fence;
+    this.#moved = moved;
   }
 
   /**
@@ -40,7 +43,7 @@ export class ContainerRecords {
   /** Which ports are applied, and which no longer. */
   async ports(container: InboxContainer, change: Parameters<typeof writePorts>[3]): Promise<void> {
     if (Object.values(change).every((list) => list.length === 0)) return;
-    await writePorts(this.#sql, this.#fence, container, change);
+    for (const to of await writePorts(this.#sql, this.#fence, container, change)) this.#moved(to);
   }
 
   /** See writeHealth. */

@@ -118,6 +118,7 @@ export class ContainerStart {
       const error = toBerthError(thrown);
       if (error.code === "internal") this.#services.log.error({ err: error, container: id }, "a start failed");
       await sandboxes.release(id);
+      await this.#records.ports(container, { idle: container.ports.map((port) => port.id) });
       await this.#records.seen(
         container,
         { ...begun, status: "failed", reason: error.code, detail: error.message, finished: true },

@@ -32,7 +32,10 @@ export class ContainerSteps {
     this.#services = services;
     this.#rebooted = more.rebooted;
     this.#reach = armFailpoint(services.config.failpoint);
-    this.#records = new ContainerRecords(connection.sql, { hostId: host.id, session: host.session });
+    this.#records = new ContainerRecords(connection.sql, { hostId: host.id, session: host.session }, (id) => {
+      this.#published.delete(id);
+      more.look(id, 0);
+    });
     this.#begin = new ContainerStart(services, this.#records, this.#reach);
     this.#health = new HealthChecks({
       exec: (id, request) => sandboxes.exec(id, request),
@@ -70,7 +73,9 @@ export class ContainerSteps {
         return "done";
       case "start":
         this.#stops.delete(id);
-        if (await this.#begin.start(container, step, seen, drive)) this.#published.add(id);
+        // First: when its ports are led elsewhere meanwhile, it is taken out again, and publishes them anew.
+        this.#published.add(id);
+        if (!(await this.#begin.start(container, step, seen, drive))) this.#published.delete(id);
         return "more";
       case "adopt":
         await this.#records.seen(
@@ -201,6 +206,7 @@ export class ContainerSteps {
     const removing = ports.filter((port) => port.status === "removing");
     if (seen.state === "running") {
       const first = !this.#published.has(id);
+      this.#published.add(id);
       const active: string[] = [];
       const refused: { id: string; reason: string; detail: string }[] = [];
       for (const port of ports.filter((p) => p.status === "pending" || (first && p.status === "active"))) {
@@ -212,7 +218,6 @@ export class ContainerSteps {
           refused.push({ id: port.id, reason: error.code, detail: error.message });
         }
       }
-      this.#published.add(id);
       if (container.seenRev !== container.wantedRev) await this.#limit(container);
       await sandboxes.unpublish(id, removing);
       await this.#records.ports(container, { active, gone: removing.map((port) => port.id), refused });

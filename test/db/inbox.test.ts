@@ -114,7 +114,10 @@ describe("the inbox of a host", () => {
       { id: a, containerPort: 80, hostPort: 8001, protocol: "tcp", hostAddress: null, status: "active" },
     ]);
     expect(await events(b)).toEqual([{ type: "port.refused", data: refused[0] }]);
-    await writePorts(database.owner, fence, container, { idle: [a] });
+    const other = await create();
+    expect(await writePorts(database.owner, fence, other, { idle: [a], gone: [a] })).toEqual([container.id]);
+    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports[0]?.status).toBe("active");
+    expect(await writePorts(database.owner, fence, container, { idle: [a] })).toEqual([]);
     expect((await readContainer(database.owner, fence.hostId, container.id))?.ports[0]?.status).toBe("pending");
     expect(await eraseContainer(database.owner, fence, container)).toBe(true);
     expect(await database.owner`select from ports where id = ${a}`).toHaveLength(0);
