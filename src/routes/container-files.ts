@@ -5,7 +5,7 @@ import { type AgentRequest, readAll } from "./agents.ts";
 import { AbsolutePath } from "./container-schema.ts";
 import { containerParam, requireContainer } from "./containers.ts";
 import type { App, Request, Services } from "./context.ts";
-import { heldStream } from "./held-stream.ts";
+import { relayedStream } from "./held-stream.ts";
 import { json, operation } from "./operation.ts";
 
 const tag = "Containers";
@@ -107,12 +107,7 @@ export function addContainerFiles(app: App, services: Services): void {
     const described = { "Berth-File": asciiJson(stat), "Content-Type": tar };
     // hono answers HEAD by what GET answers.
     if (c.req.method === "HEAD") return c.body(null, 200, described);
-    const aborted = new AbortController();
-    const files = await ask(row, path, { signal: aborted.signal });
-    const response = heldStream(services, c, tar, (signal) => {
-      signal.addEventListener("abort", () => aborted.abort(), { once: true });
-      return chunksOf(files as AsyncIterable<Buffer>);
-    });
+    const response = await relayedStream(services, c, tar, (signal) => ask(row, path, { signal }), chunksOf);
     response.headers.set("Berth-File", described["Berth-File"]);
     return response;
   });

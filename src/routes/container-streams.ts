@@ -8,8 +8,8 @@ import {
   eventStream,
   heartbeat,
   heartbeatMs,
-  heldStream,
   plainText,
+  relayedStream,
   serverSentEvent,
   wantsEvents,
 } from "./held-stream.ts";
@@ -185,15 +185,10 @@ export function addContainerStreams(app: App, services: Services): void {
       ...(after === null ? (query.since === undefined ? {} : { since: query.since }) : { since: after.at }),
       ...(query.until === undefined ? {} : { until: query.until }),
     });
-    const aborted = new AbortController();
-    const response = await services.agents.ask(row.hostId, {
-      method: "GET",
-      path: `/containers/${row.id}/logs?${search.toString()}`,
-      signal: aborted.signal,
-    });
-    return heldStream(services, c, events ? eventStream : plainText, (signal) => {
-      signal.addEventListener("abort", () => aborted.abort(), { once: true });
-      const lines = parseLines(response as AsyncIterable<Buffer>, signal);
+    const path = `/containers/${row.id}/logs?${search.toString()}`;
+    const ask = (signal: AbortSignal) => services.agents.ask(row.hostId, { method: "GET", path, signal });
+    return relayedStream(services, c, events ? eventStream : plainText, ask, (sent, signal) => {
+      const lines = parseLines(sent, signal);
       return events ? asEvents(lines, after) : asText(lines, timestamps);
     });
   });

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from "node:http";
 import type { Request, Services } from "./context.ts";
 
 /** A reader that takes nothing for so long is cut off, in milliseconds: what it would read must not pile up here. */
@@ -57,6 +58,30 @@ export function heldStream(
   return new Response(body, {
     headers: { "Content-Type": contentType, "Cache-Control": "no-store", "X-Accel-Buffering": "no" },
   });
+}
+
+/**
+ * As `heldStream`, made of what a host's agent sends. What the agent refuses is an error before the stream begins. `ask`
+ * is given the signal at which the agent is let go: also when there is no stream, as the project has too many.
+ */
+export async function relayedStream(
+  services: Services,
+  c: Request,
+  contentType: string,
+  ask: (signal: AbortSignal) => Promise<IncomingMessage>,
+  produce: (sent: AsyncIterable<Buffer>, signal: AbortSignal) => AsyncGenerator<string | Uint8Array>,
+): Promise<Response> {
+  const over = new AbortController();
+  const sent = await ask(AbortSignal.any([over.signal, c.req.raw.signal]));
+  try {
+    return heldStream(services, c, contentType, (signal) => {
+      signal.addEventListener("abort", () => over.abort(), { once: true });
+      return produce(sent as AsyncIterable<Buffer>, signal);
+    });
+  } catch (error) {
+    over.abort();
+    throw error;
+  }
 }
 
 /** Whether the client asks for server-sent events. */

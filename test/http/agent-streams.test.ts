@@ -104,6 +104,24 @@ describe("logs", () => {
     await expect.poll(() => api.services.streams.size).toBe(0);
   });
 
+  test.each(["logs", "files?path=/"])("too many streams leave none open at the host: %s", async (noun) => {
+    const principal = { tokenId: "tok_x", role: "deployer" as const, project: null, tokenHash: Buffer.alloc(0) };
+    const held = Array.from({ length: 20 }, () => api.services.streams.open(principal, project.id));
+    const closed = Promise.withResolvers<undefined>();
+    answer = (request, response) => {
+      if (request.url?.includes("/stat") === true) {
+        response.end('{"name":"","type":"directory","mode":493,"uid":0,"gid":0,"size":0,"mtime":""}');
+        return;
+      }
+      response.write("x");
+      request.socket.once("close", () => closed.resolve(undefined));
+    };
+    const path = `/v1/containers/web/${noun}`;
+    expect((await ask<Problem>(api.app, project.tokens.deployer, "GET", path)).body.code).toBe("too_many_requests");
+    await closed.promise;
+    for (const each of held) each.close();
+  });
+
   test("a host that is away is 503, whatever it answers", async () => {
     answer = (request) => request.socket.destroy();
     expect(await ask<Problem>(api.app, project.tokens.viewer, "GET", "/v1/containers/web/logs")).toMatchObject({
