@@ -1,7 +1,12 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
-import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import type { AddressInfo } from "node:net";
+import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
+import { newId } from "../../src/core/ids.ts";
+import { recoverPushes } from "../../src/routes/git/push-builds.ts";
+import { closeServer, listen } from "../../src/routes/listener.ts";
 import { createApi, type TestApi, type TestProject } from "../support/api.ts";
+import { GitClient } from "../support/git-client.ts";
 
 let api: TestApi;
 let project: TestProject;
@@ -107,5 +112,52 @@ describe("the repositories", () => {
     await api.services.repositories.compact(path);
     expect(packs()).toBe(1);
     execFileSync("git", ["-C", path, "rev-parse", "main"]);
+  });
+});
+
+describe("builds of a push that did not begin", () => {
+  const builds = async (name: string) =>
+    (await api.database.owner`select 1 from builds where source_id = ${(await sourceId(name)) ?? ""}`).length;
+  /** A repository with a commit that nobody was told of, as a process of the API that was killed leaves it. */
+  const unfinished = async (name: string) => {
+    await (await refs(name, "git-receive-pack")).text();
+    const path = api.services.repositories.pathOf(project.id, (await sourceId(name)) ?? "");
+    const input = "commit refs/heads/main\ncommitter a <a@b> 1 +0000\ndata 0\nM 100644 inline Dockerfile\ndata 1\n\n\n";
+    execFileSync("git", ["-C", path, "fast-import", "--quiet"], { input });
+    mkdirSync(`${path}/berth-pushes`);
+    writeFileSync(`${path}/berth-pushes/note`, "");
+    return () => readdirSync(`${path}/berth-pushes`);
+  };
+
+  test("begin later, whatever is wrong with other repositories; what can't be built is done with", async () => {
+    const [wrong, good] = [await unfinished("wrong"), await unfinished("good")];
+    await api.database.owner`update sources set subdirectory = 'none' where id = ${(await sourceId("wrong")) ?? ""}`;
+    await recoverPushes(api.services);
+    expect([await builds("wrong"), await builds("good")]).toEqual([0, 1]);
+    expect([wrong(), good()]).toEqual([[], []]);
+  });
+
+  test("begin when other jobs of the project are in the way no more", async () => {
+    const server = await listen(api.app, { host: "127.0.0.1", port: 0 });
+    const client = await GitClient.create();
+    const { owner } = api.database;
+    const busy = Array.from({ length: 200 }, () => newId("job"));
+    await owner`insert into jobs (id, project_id, kind, payload) select id, ${project.id}, 'pull', '{}' from unnest(${busy}::text[]) id`;
+    await client.commit({ Dockerfile: "FROM scratch\n" });
+    const base = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+    const pushed = await client.git("push", `http://git:${project.tokens.deployer}@${base}/git/team/later.git`, "main");
+    expect(pushed.exitCode).toBe(0);
+    expect(pushed.stderr).toContain("jobs that have not ended");
+    expect(await builds("later")).toBe(0);
+    await owner`delete from jobs where id in ${owner(busy)}`;
+    await vi.waitFor(
+      async () => {
+        await recoverPushes(api.services);
+        expect(await builds("later")).toBe(1);
+      },
+      { timeout: 10_000 },
+    );
+    client.remove();
+    await closeServer(server, 0);
   });
 });

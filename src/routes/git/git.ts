@@ -10,8 +10,9 @@ import { asBerthError } from "../problem.ts";
 import { serveGit } from "./http-backend.ts";
 import type { GitRun } from "./program.ts";
 import { attendPush } from "./push.ts";
-import { buildBranches, type PushedTo } from "./push-builds.ts";
+import { buildBranches, isFinal, type PushedTo } from "./push-builds.ts";
 import { createPushedSource } from "./pushed-source.ts";
+import type { PushNote } from "./repositories.ts";
 
 /** The services of the protocol, and the role that each needs. */
 const needed = { "git-upload-pack": "viewer", "git-receive-pack": "deployer" } as const satisfies Record<string, Role>;
@@ -73,13 +74,20 @@ export function addGit(app: App, services: Services): void {
   };
 
   /** Follows a push; whatever becomes of it, what it has brought is built, and the repository kept small. */
-  const attend = (pushed: PushedTo, run: GitRun, signal: AbortSignal, known: () => Promise<void>) => {
+  const attend = (pushed: PushedTo, run: GitRun, signal: AbortSignal, noted: PushNote) => {
     const { repository } = pushed;
     const late = setTimeout(run.stop, maxReceiveMs);
     void attendPush(services, pushed, run.channel, signal, () => clearTimeout(late));
     const settle = async () => {
-      await buildBranches(services, pushed);
-      await known();
+      try {
+        await buildBranches(services, pushed);
+        await noted.known();
+      } catch (error) {
+        // Who pushes once more pushes nothing new: that would begin no build.
+        if (isFinal(error)) await noted.known();
+        else noted.leave();
+        throw error;
+      }
       await repositories.compact(repository);
     };
     run.ended
@@ -101,7 +109,7 @@ export function addGit(app: App, services: Services): void {
     const { maxPackBytes } = repositories;
     const method = path === service ? "POST" : "GET";
     try {
-      const known =
+      const noted =
         method === "POST" && service === "git-receive-pack" ? await repositories.beginPush(pushed.repository) : null;
       return await serveGit(
         {
@@ -118,7 +126,7 @@ export function addGit(app: App, services: Services): void {
         },
         (run) => {
           void run.ended.catch(() => undefined).then(() => held.close());
-          if (known !== null) attend(pushed, run, signal, known);
+          if (noted !== null) attend(pushed, run, signal, noted);
         },
       );
     } catch (error) {

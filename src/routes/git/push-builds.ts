@@ -7,6 +7,7 @@ import { buildHead } from "../../db/source-builds.ts";
 import { findSource, type SourceRow } from "../../db/sources.ts";
 import type { Services } from "../context.ts";
 import { checkOpenJobs } from "../jobs.ts";
+import { asBerthError } from "../problem.ts";
 import { storeCommit } from "./commit-context.ts";
 import { askGit } from "./program.ts";
 
@@ -92,16 +93,33 @@ async function chooseDefault(repository: string, branches: ReadonlyMap<string, B
   return first;
 }
 
-/** Begins the builds of pushes whose end an earlier process of the API did not come to see. */
+/**
+ * Begins the builds of pushes whose builds may not have begun. What can't be begun now is tried again the next time; a push
+ * that can never be built is done with. One repository's trouble holds up no other.
+ */
 export async function recoverPushes(services: Services): Promise<void> {
-  const { sql, repositories } = services;
+  const { sql, repositories, log } = services;
   for await (const { projectId, sourceId, path, known } of repositories.unfinished()) {
     const scope = { projectId };
-    const [project, source] = await Promise.all([findProject(sql, scope, projectId), findSource(sql, scope, sourceId)]);
-    if (project !== null && source !== null) {
-      const address = `/git/${project.name}/${source.name}.git`;
-      await repositories.inTurn(path, () => buildBranches(services, { scope, source, repository: path, address }));
+    try {
+      const [project, source] = await Promise.all([
+        findProject(sql, scope, projectId),
+        findSource(sql, scope, sourceId),
+      ]);
+      if (project !== null && source !== null) {
+        const address = `/git/${project.name}/${source.name}.git`;
+        await repositories.inTurn(path, () => buildBranches(services, { scope, source, repository: path, address }));
+      }
+      await known();
+    } catch (thrown) {
+      log.warn({ err: thrown, source: sourceId }, "a push's builds did not begin");
+      if (isFinal(thrown)) await known();
     }
-    await known();
   }
+}
+
+/** Whether builds that did not begin for this reason never will: not when a retry helps, or when other jobs are in the way. */
+export function isFinal(thrown: unknown): boolean {
+  const error = asBerthError(thrown);
+  return !error.retryable && error.status < 500 && error.code !== "quota_exceeded";
 }

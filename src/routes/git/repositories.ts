@@ -31,6 +31,14 @@ echo >&3 && exec cat <&3
 `,
 };
 
+/** The note that a push goes on. */
+export interface PushNote {
+  /** Its builds have begun, or never will. */
+  known(): Promise<void>;
+  /** Its builds are to be begun later, as those of a push of an earlier process. */
+  leave(): void;
+}
+
 /** The repositories that are pushed to Berth: bare ones, one a source, below a directory of the API's own. */
 export class Repositories {
   readonly #directory: string;
@@ -85,19 +93,23 @@ export class Repositories {
     return path;
   }
 
-  /** Notes that a push begins, until the returned function says that its builds have begun. */
-  async beginPush(path: string): Promise<() => Promise<void>> {
+  /** Notes that a push begins. */
+  async beginPush(path: string): Promise<PushNote> {
     const note = `${path}/${notes}/${randomUUID()}`;
     await mkdir(`${path}/${notes}`, { recursive: true });
     this.#own.add(note);
     await writeFile(note, "");
-    return async () => {
-      await rm(note, { force: true });
-      this.#own.delete(note);
+    const leave = () => void this.#own.delete(note);
+    return {
+      known: async () => {
+        await rm(note, { force: true });
+        leave();
+      },
+      leave,
     };
   }
 
-  /** Repositories with pushes of earlier processes whose builds may not have begun. `known` says that they have. */
+  /** Repositories with pushes that nobody attends to and whose builds may not have begun. `known` says that they have. */
   async *unfinished(): AsyncGenerator<{
     projectId: string;
     sourceId: string;
