@@ -1,9 +1,10 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import { recoverPushes } from "../../src/routes/git/push-builds.ts";
+import { Repositories } from "../../src/routes/git/repositories.ts";
 import { closeServer, listen } from "../../src/routes/listener.ts";
 import { createApi, type TestApi, type TestProject } from "../support/api.ts";
 import { GitClient } from "../support/git-client.ts";
@@ -112,6 +113,17 @@ describe("the repositories", () => {
     await api.services.repositories.compact(path);
     expect(packs()).toBe(1);
     execFileSync("git", ["-C", path, "rev-parse", "main"]);
+  });
+
+  test("are made once their place can be, after it could not", async () => {
+    const client = await GitClient.create();
+    const place = `${client.directory}/place`;
+    writeFileSync(place, "");
+    const repositories = new Repositories(place, { repositoryBytes: 1, packBytes: 1 });
+    await expect(repositories.ensure("prj_a", "src_a")).rejects.toThrow("ENOTDIR");
+    rmSync(place);
+    expect(existsSync(await repositories.ensure("prj_a", "src_a"))).toBe(true);
+    client.remove();
   });
 });
 

@@ -70,7 +70,10 @@ export class Repositories {
 
   /** Makes the repository if it is not there; it appears whole. */
   async ensure(projectId: string, sourceId: string): Promise<string> {
-    this.#hooksWritten ??= writeHooks(this.hooks);
+    this.#hooksWritten ??= writeHooks(this.hooks).catch((error: unknown) => {
+      this.#hooksWritten = null;
+      throw error;
+    });
     await this.#hooksWritten;
     const path = this.pathOf(projectId, sourceId);
     if ((await stat(path).catch(() => null)) !== null) return path;
