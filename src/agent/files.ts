@@ -62,10 +62,11 @@ export function addFiles(
   app.get(path, async (c) => {
     const asked = query.parse(c.req.query());
     const { id } = await container(c.req.param("id"));
+    const tar = tarStream(sandboxes.openRoot(id), asked.path);
     const { outgoing } = c.env;
     outgoing.writeHead(200, { "content-type": "application/x-tar" });
     // An answer that breaks off has no end, by which its reader knows.
-    pipeline(tarStream(sandboxes.openRoot(id), asked.path), outgoing).catch((error: unknown) => {
+    pipeline(tar, outgoing).catch((error: unknown) => {
       log.info({ err: error, container: id }, "a container's files were not sent to their end");
     });
     return RESPONSE_ALREADY_SENT;
