@@ -32,6 +32,9 @@ export interface StageContext {
   warnings: Warning[];
 }
 
+/** Each is made on the host, and the step starts when all are. */
+const maxMounts = 100;
+
 export const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /** Plans one stage; its steps count from `firstIndex`. */
@@ -277,6 +280,8 @@ class StagePlanner {
     const argv = command.form === "exec" ? command.args : this.#shell(command.text);
     if (argv.length === 0) throw dockerfileError(at, "RUN needs a command.");
     const cwd = this.#cwd();
+    const tooMany = instruction.mounts[maxMounts];
+    if (tooMany !== undefined) throw dockerfileError(tooMany.at, `a RUN may have up to ${maxMounts} mounts.`);
     const mounts = instruction.mounts.flatMap((mount) => {
       const context = {
         expand: (text: string) => this.#word(text, mount.at),

@@ -235,6 +235,8 @@ test("mounts", () => {
     ],
   });
   expect(built.stages.map(({ number }) => number)).toEqual([0, 1]);
+  const many = plan(["FROM debian", `RUN ${"--mount=type=tmpfs,target=/t ".repeat(100)}x`]);
+  expect(step(many, "run").mounts).toHaveLength(100);
 });
 
 const refused: [string, RegExp][] = [
@@ -244,6 +246,7 @@ const refused: [string, RegExp][] = [
   ["RUN --mount=type=cahce,target=/x x", /:2:5: there is no mount type "cahce"; did you mean cache\?/],
   ["RUN --mount=type=bind x", /can't cover the root/],
   ["RUN --mount=type=ssh,required x", /no ssh agent/],
+  [`RUN ${"--mount=type=tmpfs,target=/t ".repeat(101)}x`, /a RUN may have up to 100 mounts/],
   ["COPY https://example.com/x /x", /COPY takes no URL; ADD does/],
   ["COPY --chmod=999 a b", /--chmod must be octal/],
   ["COPY --from=$x a b", /--from is not expanded/],
