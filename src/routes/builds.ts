@@ -143,7 +143,7 @@ export function addBuilds(app: App, services: Services): void {
 
   app.openapi(create, async (c) => {
     const { projectId } = c.var.scope;
-    const isRemote = (c.req.header("content-type") ?? "").startsWith("application/json");
+    const isRemote = (c.req.header("content-type") ?? "").toLowerCase().startsWith("application/json");
     const body = c.req.valid("json");
     const remote = isRemote && typeof body !== "string" ? remoteRequest(body, c.req.query()) : null;
     const asked = remote?.request ?? archiveOptions(c.req.valid("query"));

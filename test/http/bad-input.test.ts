@@ -235,3 +235,13 @@ describe("tokens", () => {
     for (const line of api.logged) expect(line.trimEnd()).not.toContain("\n");
   });
 });
+
+test("a media type may be written in capitals", async () => {
+  const body = JSON.stringify({ source: { git: { url: "https://git.example/a.git" } } });
+  const response = await api.app.request("/v1/builds", {
+    method: "POST",
+    headers: { authorization: `Bearer ${project.tokens.deployer}`, "content-type": "Application/JSON" },
+    body,
+  });
+  expect(response.status).toBe(202);
+});
