@@ -1,4 +1,4 @@
-import { get } from "node:http";
+import { get, type IncomingMessage } from "node:http";
 import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
@@ -127,11 +127,14 @@ function askHttp(host: string, http: { port: number; path: string }, signal: Abo
     agent: false,
     headers: { "user-agent": "berth" },
   });
-  request.once("response", (response) => {
+  const answered = (response: IncomingMessage) => {
     const status = response.statusCode ?? 0;
     resolve(status >= 200 && status < 400 ? null : `${what} answered ${status}`);
     request.destroy();
-  });
+  };
+  request.once("response", answered);
+  // 101, which was not asked for, comes as neither an answer nor an error.
+  request.once("upgrade", answered);
   request.once("error", (error) => resolve(`${what}: ${reasonOf(error)}`));
   return promise;
 }

@@ -1,3 +1,5 @@
+import { once } from "node:events";
+import { createServer, type Socket } from "node:net";
 import { describe, expect, test } from "vitest";
 import {
   afterCheck,
@@ -7,6 +9,7 @@ import {
   healthSpec,
   nextCheckMs,
 } from "../../src/core/health.ts";
+import { HealthChecks } from "../../src/engine/health.ts";
 
 const spec: HealthSpec = { probe: { tcp: { port: 80 } }, ...healthDefaults, startPeriodSeconds: 10 };
 const starting: HealthState = { health: "starting", failures: 0 };
@@ -50,4 +53,33 @@ describe("a container's health", () => {
     expect(healthSpec(undefined, { Test: ["NONE"] })).toBeNull();
     expect(healthSpec(undefined, undefined)).toBeNull();
   });
+});
+
+test("a server that answers a check by changing the protocol has failed it, and is left", async () => {
+  const closed = Promise.withResolvers<void>();
+  const server = createServer((client: Socket) => {
+    client.once("data", () =>
+      client.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"),
+    );
+    client.once("close", () => closed.resolve());
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  const port = typeof address === "object" ? (address?.port ?? 0) : 0;
+  const found = Promise.withResolvers<unknown>();
+  const checks = new HealthChecks({
+    exec: () => Promise.reject(new Error("not asked for")),
+    record: (_, health, why) => {
+      found.resolve([health, why]);
+      return Promise.resolve();
+    },
+    failed: found.reject,
+  });
+  const probe = { http: { port, path: "/" } };
+  const asked = { ...healthDefaults, probe, retries: 1, startPeriodSeconds: 0 };
+  checks.watch({ id: "ctr_x", run: 1, address: "127.0.0.1", spec: asked, health: "healthy", ranMs: 1 });
+  expect(await found.promise).toEqual(["unhealthy", `GET / on port ${String(port)} answered 101`]);
+  await closed.promise;
+  checks.close();
+  server.close();
 });
