@@ -31,14 +31,18 @@ export function apiUrl(url: string, secretKey: string): string {
 }
 
 /**
- * Makes the login, or gives it its password again. The database is told what it checks the password by, not the password:
+ * Makes the login, a member of the role `of`, or gives it its password again. The database is told what it checks the password by, not the password:
  * statements can end up in its log.
  * @throws Error when the URL's user may not make roles
  */
-export async function makeLogin(sql: postgres.Sql, { name, password }: ApiLogin): Promise<void> {
+export async function makeLogin(
+  sql: postgres.Sql,
+  { name, password }: ApiLogin,
+  of: "berth_api" | "berth_owner",
+): Promise<void> {
   try {
     const known = await sql`select from pg_roles where rolname = ${name}`;
-    if (known.length === 0) await sql.unsafe(`create role ${name} login in role berth_api`);
+    if (known.length === 0) await sql.unsafe(`create role ${name} login in role ${of}`);
     await sql.unsafe(`alter role ${name} password '${scramVerifier(password)}'`);
   } catch (cause) {
     const denied = cause instanceof Error && "code" in cause && cause.code === "42501";

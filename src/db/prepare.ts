@@ -1,4 +1,3 @@
-import type postgres from "postgres";
 import { newId } from "../core/ids.ts";
 import { tokenHash } from "../core/keys.ts";
 import { apiLogin, makeLogin } from "./api-login.ts";
@@ -10,7 +9,7 @@ import { workerRole } from "./worker-role.ts";
 export async function admitApi(url: string, secretKey: string): Promise<void> {
   const sql = openClient({ url }, "owner", 1);
   try {
-    await makeLogin(sql, apiLogin(url, secretKey));
+    await makeLogin(sql, apiLogin(url, secretKey), "berth_api");
   } finally {
     await sql.end({ timeout: 5 });
   }
@@ -46,16 +45,9 @@ export async function prepareDatabase(
           on conflict (hash) do update set revoked_at = null`;
       });
     }
-    if (workerPassword !== null) await admitWorkers(sql, workerPassword);
+    if (workerPassword !== null) await makeLogin(sql, { name: workerRole, password: workerPassword }, "berth_owner");
     return { migrations };
   } finally {
     await sql.end({ timeout: 5 });
   }
-}
-
-async function admitWorkers(sql: postgres.Sql, password: string): Promise<void> {
-  if (!/^[\w-]+$/.test(password)) throw new RangeError("the password would have to be quoted");
-  const known = await sql`select from pg_roles where rolname = ${workerRole}`;
-  if (known.length === 0) await sql.unsafe(`create role ${workerRole} login in role berth_owner`);
-  await sql.unsafe(`alter role ${workerRole} password '${password}'`);
 }
