@@ -126,6 +126,7 @@ function clients(port: number, n = 3) {
     }
   });
   return {
+    answers,
     stop: async () => {
       going = false;
       await Promise.all(loops);
@@ -147,6 +148,8 @@ describe("a deployment", () => {
     const later: Deployment[] = [];
     // A server that needs its time before it listens.
     for (const text of ["two", "three", "four"]) later.push(await web.push(`sleep 1; ${serve(text)}`));
+    // Each client's next connection gets it.
+    await expect.poll(() => asking.answers.has("four")).toBe(true);
     const { answers, failures } = await asking.stop();
     expect(failures).toEqual([]);
     expect([...answers.keys()]).toEqual(["one", "two", "three", "four"]);
@@ -272,6 +275,7 @@ describe("a worker killed in a deployment", () => {
       const after = await killed.settled(build);
       expect(after.status, after.detail ?? "").toBe("succeeded");
       expect(await ask(port)).toBe("after");
+      await expect.poll(() => asking.answers.has("after")).toBe(true);
       const { answers, failures } = await asking.stop();
       expect(failures).toEqual([]);
       expect([...answers.keys()]).toEqual(["before", "after"]);

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync, watch } from "node:fs";
+import { existsSync, readFileSync, watch } from "node:fs";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "../support/leftovers.ts";
@@ -33,13 +33,6 @@ function readySlots(): number[] {
     const state = `${runDir}/runtime/${instance}-${String(slot)}/status`;
     return existsSync(owner) && existsSync(state) && readFileSync(owner, "utf8").includes('"id":null');
   });
-}
-
-/** How many slots are ready for any container. */
-function preparedSlots(): number {
-  const slots = `${host.config.runDir}/slots`;
-  const has = (slot: string, file: string) => existsSync(`${slots}/${slot}/${file}`);
-  return readdirSync(slots).filter((slot) => has(slot, "monitor.json") && !has(slot, "owner.json")).length;
 }
 
 /** Waits until the slots that are ready satisfy; those. */
@@ -131,7 +124,9 @@ test("those that no start of late asks for make room for those that one does; no
     const wish: Wish = { ...usual, process: { env: [kind] } };
     for (let i = 0; i < 4; i++) await host.remove(await start(wish));
     // Four sandboxes, and as many slots as are kept ready beside them.
-    await whenReady((slots) => slots.filter((slot) => hasConfig(slot, kind)).length === 4 && preparedSlots() === 8);
+    await whenReady(
+      (slots) => slots.filter((slot) => hasConfig(slot, kind)).length === 4 && host.preparedSlots() === 8,
+    );
   }
   await host.stop();
   expect(leftovers(host)).toEqual([]);

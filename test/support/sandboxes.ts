@@ -7,6 +7,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   symlinkSync,
@@ -145,6 +146,13 @@ export class TestHost {
     const worker = await this.worker();
     await worker.call("remove", id, slot);
     await worker.call("freeSlot", slot);
+  }
+
+  /** How many slots are ready for any container; the pool is full at 8. */
+  preparedSlots(): number {
+    const slots = `${this.config.runDir}/slots`;
+    const has = (slot: string, file: string) => existsSync(`${slots}/${slot}/${file}`);
+    return readdirSync(slots).filter((slot) => has(slot, "monitor.json") && !has(slot, "owner.json")).length;
   }
 
   /** Kills the worker and takes the instance down; the next worker finds a host as after a fresh start. */
