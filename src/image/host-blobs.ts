@@ -76,7 +76,12 @@ export class HostBlobs implements FarBlobs {
     const body = { bytes: bytes.length, open: () => Readable.from([bytes]) };
     const response = await this.#ask({ method: "POST", digest, headers, body });
     if (response.statusCode !== 200) throw await failure(response);
-    return JSON.parse(await answeredText(response)) as UploadAnswer;
+    const text = await answeredText(response);
+    try {
+      return JSON.parse(text) as UploadAnswer;
+    } catch (error) {
+      throw passing("broke off an answer", error);
+    }
   }
 
   async #upload(blob: OutgoingBlob, offset: number): Promise<void> {
