@@ -3,6 +3,7 @@ import type { RemoteSource } from "../../build/remote-source.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { ContextFiles } from "../../core/named-context.ts";
 import { noXattrs, toByteString } from "../../image/layer-entry.ts";
+import { Turns } from "../../image/turns.ts";
 import { type Context, readContext } from "./context.ts";
 import { ContextTree } from "./context-tree.ts";
 import { hostDecompress } from "./decompress-program.ts";
@@ -10,28 +11,36 @@ import { download } from "./download.ts";
 import { withGitTree } from "./git-tree.ts";
 import type { BuildMeans } from "./ports.ts";
 
+/** What one build may fetch: so many sources at once, and none any more when those before had so many bytes. */
+export const remoteLimits = { atOnce: 3, bytes: 8 * 2 ** 30 };
+
 /** What fetching needs of a build's means. */
 export type RemoteMeans = Pick<BuildMeans, "sandboxes" | "outbound" | "http" | "scratch">;
 
 /** What the steps of one build read from elsewhere: each source is fetched once, and goes when the build has ended. */
 export class RemoteTrees {
   readonly #means: RemoteMeans;
+  readonly #limits: typeof remoteLimits;
+  readonly #turns: Turns;
   readonly #fetched = new Map<string, Promise<Context>>();
+  #bytes = 0;
 
-  constructor(means: RemoteMeans) {
+  constructor(means: RemoteMeans, limits = remoteLimits) {
     this.#means = means;
+    this.#limits = limits;
+    this.#turns = new Turns(limits.atOnce);
   }
 
   /**
    * A file as a tree that holds it alone, an archive's content, or a commit's tree; checked against `checksum` (see `CopyStep`). `signal` is that of all
    * the build's steps.
-   * @throws BerthError `digest_mismatch`, or as `download` and `withGitTree`; the signal's reason
+   * @throws BerthError `digest_mismatch`, `invalid_context` when the build has fetched too much, or as `download` and `withGitTree`; the signal's reason
    */
   async tree(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<ContextTree> {
     const key = JSON.stringify([source, checksum]);
     let fetched = this.#fetched.get(key);
     if (fetched === undefined) {
-      fetched = this.#fetch(source, checksum, signal);
+      fetched = this.#turns.take(() => this.#bounded(source, checksum, signal));
       this.#fetched.set(key, fetched);
     }
     return (await fetched).tree;
@@ -41,6 +50,16 @@ export class RemoteTrees {
     for (const one of await Promise.allSettled(this.#fetched.values())) {
       if (one.status === "fulfilled") await one.value.close();
     }
+  }
+
+  async #bounded(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<Context> {
+    signal.throwIfAborted();
+    if (this.#bytes > this.#limits.bytes) {
+      throw new BerthError("invalid_context", `What the build fetches has more than ${this.#limits.bytes} bytes.`);
+    }
+    const context = await this.#fetch(source, checksum, signal);
+    this.#bytes += context.bytes;
+    return context;
   }
 
   #fetch(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<Context> {
