@@ -31,6 +31,10 @@ export const SourceCreate = z
     path: ["url"],
     message: "Must be given, but not with the provider `berth`",
   })
+  .refine(({ provider, auth }) => provider !== "berth" || auth === undefined, {
+    path: ["auth"],
+    message: "Must not be given with the provider `berth`, which reads no other repository",
+  })
   .openapi("SourceCreate", {
     example: {
       name: "web",

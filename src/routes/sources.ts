@@ -284,6 +284,9 @@ function changedFields(
   if (before.url === null && change.url !== undefined) {
     throw new BerthError("invalid_state", "The source is pushed to Berth itself; it has no URL.");
   }
+  if (before.url === null && change.auth !== undefined) {
+    throw new BerthError("invalid_state", "The source is pushed to Berth itself; it reads no other repository.");
+  }
   const name = change.name ?? before.name;
   return {
     name,

@@ -61,6 +61,20 @@ describe("a source", () => {
     );
   });
 
+  test("that is pushed to Berth itself takes no credentials of another repository", async () => {
+    const auth = { username: "ada", password: "pass" };
+    const pushed = { name: "pushed", provider: "berth" };
+    expect(await call("POST", "/v1/sources", { ...pushed, auth })).toMatchObject({
+      status: 400,
+      body: { errors: [{ pointer: "/auth" }] },
+    });
+    expect((await call("POST", "/v1/sources", pushed)).status).toBe(201);
+    expect(await call("PATCH", "/v1/sources/pushed", { auth })).toMatchObject({
+      status: 409,
+      body: { code: "invalid_state" },
+    });
+  });
+
   test("has the webhook's URL that the operator says", async () => {
     api.services.publicUrl = "https://example.org/berth/";
     const { body } = await create();
