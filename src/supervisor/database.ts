@@ -27,9 +27,11 @@ export class Database {
     let delay = 100;
     for (;;) {
       await this.#server.exited;
-      if (this.#stopping) return;
+      if (this.#isStopping()) return;
       this.#say(`the database ended by itself; it starts again in ${String(delay)} ms`);
       await new Promise((resolve) => setTimeout(resolve, delay));
+      // A server started now would outlive its supervisor.
+      if (this.#isStopping()) return;
       const next = await startEmbedded(this.#options).catch((error: unknown) => {
         this.#say(error instanceof Error ? error.message : String(error));
         return null;
@@ -37,6 +39,11 @@ export class Database {
       delay = next === null ? Math.min(delay * 2, 10_000) : 100;
       if (next !== null) this.#server = next;
     }
+  }
+
+  /** A function, as it changes while others wait. */
+  #isStopping(): boolean {
+    return this.#stopping;
   }
 
   async stop(): Promise<void> {
