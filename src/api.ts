@@ -139,7 +139,7 @@ async function collect(sql: Pool, blobs: ClusterStore, log: Log): Promise<void> 
       due: () => dueBlobs(sql),
       needed: () => neededBlobs(sql),
       recordUnneeded: (digests) => recordUnneeded(sql, digests),
-      removeUnneeded: (digest, remove) => removeUnneeded(sql, digest, remove),
+      removeUnneeded: (blob, remove) => removeUnneeded(sql, blob, remove),
     });
     if (removed > 0) log.info({ removed }, "removed blobs that nothing needs");
   } catch (error) {

@@ -47,3 +47,9 @@ export function parseBlobPlace(text: string): BlobPlace | null {
     prefix: prefix === "" ? "" : `${prefix}/`,
   };
 }
+
+/** A blob that no row needed at `since` (the database's own form of it, which is exact), and that nobody has claimed since. */
+export interface UnneededBlob {
+  digest: string;
+  since: string;
+}

@@ -1,3 +1,4 @@
+import type { UnneededBlob } from "../core/blob-store.ts";
 import type { Pool } from "./scope.ts";
 
 /** Keeps blobs that no row needs from being collected for an hour, and as long as jobs run that have begun by then. */
@@ -17,22 +18,30 @@ export async function recordUnneeded(sql: Pool, digests: readonly string[]): Pro
   const all = [...digests];
   await sql.begin((tx) => [
     tx`delete from unneeded_blobs where digest <> all (${all}::text[])`,
-    tx`insert into unneeded_blobs (digest) select unnest(${all}::text[]) on conflict do nothing`,
+    // The time of this statement, not of the transaction's begin: a job that has claimed one meanwhile is older than that.
+    tx`insert into unneeded_blobs (digest, since)
+      select digest, clock_timestamp() from unnest(${all}::text[]) digest on conflict do nothing`,
   ]);
 }
 
 /** The recorded blobs that nobody can count on any longer, unless a row needs them. */
-export async function dueBlobs(sql: Pool): Promise<string[]> {
-  const rows = await sql<{ digest: string }[]>`
-    select digest from unneeded_blobs where since < berth_unneeded_before()`;
-  return rows.map(({ digest }) => digest);
+export async function dueBlobs(sql: Pool): Promise<UnneededBlob[]> {
+  return sql<UnneededBlob[]>`
+    select digest, since::text as since from unneeded_blobs where since < berth_unneeded_before()`;
 }
 
-/** Has the blob removed unless somebody has claimed it meanwhile. Whoever claims it now waits, and then sees it gone. */
-export async function removeUnneeded(sql: Pool, digest: string, remove: () => Promise<void>): Promise<boolean> {
+/**
+ * Has a blob that was due removed unless somebody has claimed it meanwhile, even when it was recorded as unneeded once more
+ * after that: who claimed it may need it by now. Whoever claims it from now on waits, and then sees it gone.
+ */
+export async function removeUnneeded(
+  sql: Pool,
+  { digest, since }: UnneededBlob,
+  remove: () => Promise<void>,
+): Promise<boolean> {
   return sql.begin(async (tx) => {
     const taken = await tx`
-      delete from unneeded_blobs where digest = ${digest} and since < berth_unneeded_before() returning digest`;
+      delete from unneeded_blobs where digest = ${digest} and since = ${since}::text::timestamptz returning digest`;
     if (taken.length === 0) return false;
     await remove();
     return true;

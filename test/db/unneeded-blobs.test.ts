@@ -43,12 +43,30 @@ const collect = () =>
     due: () => dueBlobs(sql),
     needed: () => neededBlobs(sql),
     recordUnneeded: (digests) => recordUnneeded(sql, digests),
-    removeUnneeded: (digest, remove) => removeUnneeded(sql, digest, remove),
+    removeUnneeded: (blob, remove) => removeUnneeded(sql, blob, remove),
   });
 
 /** Lets so many hours pass for what is recorded as unneeded. */
 async function later(hours: number): Promise<void> {
   await database.owner`update unneeded_blobs set since = since - make_interval(secs => ${hours * 3600})`;
+}
+
+/** Until so many wait for another's row: the database says so. */
+async function waitFor(waiting: number): Promise<void> {
+  await expect
+    .poll(async () => {
+      const [row] = await database.owner<{ n: number }[]>`
+        select count(*)::int n from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`;
+      return row?.n;
+    })
+    .toBe(waiting);
+}
+
+/** The record of the one blob that is due. */
+async function dueBlob() {
+  const [due] = await dueBlobs(sql);
+  if (due === undefined) throw new Error("no blob is due");
+  return due;
 }
 
 async function job(startedHoursAgo: number): Promise<void> {
@@ -124,7 +142,7 @@ test("who finds a blob while it is being removed waits, and then does not find i
   await later(5);
   const { promise: removing, resolve: begun } = Promise.withResolvers<void>();
   const { promise: released, resolve: release } = Promise.withResolvers<void>();
-  const removed = removeUnneeded(sql, digest, async () => {
+  const removed = removeUnneeded(sql, await dueBlob(), async () => {
     begun();
     await released;
     await store.delete(digest);
@@ -135,14 +153,7 @@ test("who finds a blob while it is being removed waits, and then does not find i
     found = size;
   });
   const stored = put("race");
-  // Both wait for the row: the database says so.
-  await expect
-    .poll(async () => {
-      const [row] = await database.owner<{ n: number }[]>`
-        select count(*)::int n from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`;
-      return row?.n;
-    })
-    .toBe(2);
+  await waitFor(2);
   expect(found).toBeUndefined();
   release();
   expect(await removed).toBe(true);
@@ -159,9 +170,47 @@ test("a blob that was claimed since it was found to be due is not removed", asyn
   const digest = await put("claimed");
   await collect();
   await later(5);
+  const due = await dueBlob();
   await claimBlob(sql, digest);
-  expect(await removeUnneeded(sql, digest, () => store.delete(digest))).toBe(false);
+  expect(await removeUnneeded(sql, due, () => store.delete(digest))).toBe(false);
   expect(await store.size(digest)).toBe(7);
+});
+
+test("nor when another, that knew of no need yet, has recorded it once more", async () => {
+  const digest = await put("claimed");
+  await collect();
+  await later(5);
+  const due = await dueBlob();
+  await claimBlob(sql, digest);
+  await recordUnneeded(sql, [digest]);
+  await later(5);
+  expect(await removeUnneeded(sql, due, () => store.delete(digest))).toBe(false);
+  expect(await removeUnneeded(sql, await dueBlob(), () => store.delete(digest))).toBe(true);
+});
+
+test("a record is younger than what was claimed before it, however long its transaction has lasted", async () => {
+  const digest = await put("claimed");
+  await collect();
+  // Holds the record up: it waits to delete one of a blob that is gone.
+  const gone = `sha256:${"0".repeat(64)}`;
+  await recordUnneeded(sql, [digest, gone]);
+  const { promise: held, resolve: hold } = Promise.withResolvers<void>();
+  const { promise: claimed, resolve: release } = Promise.withResolvers<void>();
+  const holder = database.owner.begin(async (tx) => {
+    await tx`select 1 from unneeded_blobs where digest = ${gone} for update`;
+    hold();
+    await claimed;
+  });
+  await held;
+  const recorded = recordUnneeded(sql, [digest]);
+  await waitFor(1);
+  await job(0);
+  await claimBlob(sql, digest);
+  release();
+  await Promise.all([holder, recorded]);
+  const [row] = await database.owner<{ younger: boolean }[]>`
+    select since > (select started_at from jobs) as younger from unneeded_blobs where digest = ${digest}`;
+  expect(row).toEqual({ younger: true });
 });
 
 test("many collect at once", async () => {
@@ -174,10 +223,10 @@ test("many collect at once", async () => {
 });
 
 test("a failing store keeps the record, so that the next round tries again", async () => {
-  const digest = await put("stuck");
+  await put("stuck");
   await collect();
   await later(5);
-  const stuck = removeUnneeded(sql, digest, () => Promise.reject(new Error("the bucket is away")));
+  const stuck = removeUnneeded(sql, await dueBlob(), () => Promise.reject(new Error("the bucket is away")));
   await expect(stuck).rejects.toThrow("the bucket is away");
   expect(await collect()).toBe(1);
   expect(await gather(store.list())).toEqual([]);
