@@ -138,6 +138,8 @@ const patched = (
  * Writes what was seen of a container, with an event when `event` names one, and wakes those who wait, in one statement,
  * whose text never changes, so that it is prepared once. False: the row is gone, or a newer session of this host has
  * taken over.
+ * @param durable false: everybody sees it at once, but a crash of the database within the next second may undo it
+ * (PostgreSQL, "Asynchronous Commit"), unless something durable was written after it
  */
 export async function writeSeen(
   sql: Sql,
@@ -145,6 +147,7 @@ export async function writeSeen(
   container: { id: string; projectId: string },
   patch: SeenPatch,
   event?: { type: string; data?: Record<string, unknown> },
+  durable = true,
 ): Promise<boolean> {
   const rows = await sql`
     with seen as (update containers set ${sql.unsafe(patched)},
@@ -161,6 +164,7 @@ export async function writeSeen(
       select ${container.projectId}, ${event?.type ?? ""}, id, ${JSON.stringify(event?.data ?? {})}::text::jsonb from seen
       where ${event !== undefined}::boolean returning project_id)
     select id seen, pg_notify('berth', id),
+      case when ${!durable}::boolean then set_config('synchronous_commit', 'off', true) end,
       (select pg_notify('berth', ${topics.events(container.projectId)}) from told limit 1) from seen`;
   return rows.length === 1;
 }

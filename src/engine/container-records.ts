@@ -35,9 +35,12 @@ export class ContainerRecords {
     data: Record<string, unknown> = {},
   ): Promise<void> {
     const told = event === undefined ? undefined : { type: event, data };
-    if (!(await writeSeen(this.#sql, this.#fence, container, patch, told))) {
-      throw new BerthError("unavailable", "A newer session of this host has taken over.");
-    }
+    if (!(await writeSeen(this.#sql, this.#fence, container, patch, told))) throw takenOver();
+  }
+
+  /** As `seen`, without waiting for the disk: a crash of the database may undo it until the next `seen`. See writeSeen. */
+  async seenSoon(container: InboxContainer, patch: SeenPatch): Promise<void> {
+    if (!(await writeSeen(this.#sql, this.#fence, container, patch, undefined, false))) throw takenOver();
   }
 
   /** Which ports are applied, and which no longer. */
@@ -56,3 +59,5 @@ export class ContainerRecords {
     await eraseContainer(this.#sql, this.#fence, container);
   }
 }
+
+const takenOver = () => new BerthError("unavailable", "A newer session of this host has taken over.");

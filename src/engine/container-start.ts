@@ -29,8 +29,10 @@ export class ContainerStart {
   readonly #services: Services;
   readonly #records: ContainerRecords;
   readonly #reach: ReachFailpoint;
-  /** Slots taken for containers whose rows may not name them: the write was not answered. The next start takes it up. */
-  readonly #unrecorded = new Map<string, number>();
+  /**
+   * Starts whose records the database may not have, or may lose again: the write was not answered, or is not yet on disk.
+   */
+  readonly #unsettled = new Map<string, SeenPatch & { slot: number }>();
 
   constructor(services: Services, records: ContainerRecords, reach: ReachFailpoint) {
     this.#services = services;
@@ -40,12 +42,21 @@ export class ContainerStart {
 
   /** The container's slot, recorded or not; null: it never had one. */
   slotOf(container: InboxContainer): number | null {
-    return container.slot ?? this.#unrecorded.get(container.id) ?? null;
+    return container.slot ?? this.#unsettled.get(container.id)?.slot ?? null;
   }
 
   /** To be called when the container is gone. */
   forget(id: string): void {
-    this.#unrecorded.delete(id);
+    this.#unsettled.delete(id);
+  }
+
+  /** Records once more a start of which the database may know nothing, although something of it exists. False: none. */
+  async recordAgain(container: InboxContainer): Promise<boolean> {
+    const begun = this.#unsettled.get(container.id);
+    if (begun === undefined) return false;
+    await this.#records.seen(container, begun);
+    this.#unsettled.delete(container.id);
+    return true;
   }
 
   /** Starts the container's next run, its ports with it. False: it could not be, which is recorded, or was called off. */
@@ -73,12 +84,12 @@ export class ContainerStart {
       const { image, moved } = await this.#image(container, drive, begun);
       const template = containerTemplate(container, image, await this.#services.layers.lowers(image.layers));
       const slot = this.slotOf(container) ?? sandboxes.takeSlot(template);
-      this.#unrecorded.set(id, slot);
-      const ipAddress = sandboxes.addressOf(slot);
+      const begin = { ...begun, slot, ipAddress: sandboxes.addressOf(slot), imageDigest: image.digest };
+      this.#unsettled.set(id, begin);
       // Beside the effects, but before the process is let go. Effects of a start that was never recorded are found by
-      // the next worker: its sweep removes what no row's slot stands for.
-      recorded = this.#records.seen(container, { ...begun, slot, ipAddress, imageDigest: image.digest }).then(() => {
-        this.#unrecorded.delete(id);
+      // the next worker: its sweep removes what no row's slot stands for. The disk is waited for once, by the record of
+      // the process; when the database crashes before that, this worker records again what it has begun (recordAgain).
+      recorded = this.#records.seenSoon(container, begin).then(() => {
         this.#reach("converge.begun");
       });
       recorded.catch(() => undefined);
@@ -101,6 +112,7 @@ export class ContainerStart {
         "container.started",
         { ...moved },
       );
+      this.#unsettled.delete(id);
       this.#reach("converge.running");
       await this.#records.ports(container, { active: wanted.map((port) => port.id) });
       return true;
@@ -121,10 +133,17 @@ export class ContainerStart {
       await this.#records.ports(container, { idle: container.ports.map((port) => port.id) });
       await this.#records.seen(
         container,
-        { ...begun, status: "failed", reason: error.code, detail: error.message, finished: true },
+        {
+          ...(this.#unsettled.get(id) ?? begun),
+          status: "failed",
+          reason: error.code,
+          detail: error.message,
+          finished: true,
+        },
         "container.failed",
         { ...error.facts, reason: error.code, detail: error.message },
       );
+      this.#unsettled.delete(id);
       return false;
     }
   }

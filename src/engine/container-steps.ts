@@ -60,6 +60,7 @@ export class ContainerSteps {
     const { sandboxes } = this.#services;
     const { id } = container;
     const seen = sandboxes.probe(id);
+    if (seen.state !== "absent" && (await this.#begin.recordAgain(container))) return "more";
     const step = nextStep(
       { ...container, restartPolicy: container.spec.restartPolicy, hasSignals: container.signals.length > 0 },
       seen,

@@ -132,6 +132,50 @@ describe("a worker killed in a removal", () => {
   });
 });
 
+test("a database that crashes before a start's record is on disk is told of it again, and the container runs once", async () => {
+  const { owner } = host.api.database;
+  const lockId = 7_001;
+  const waiting = async () => {
+    const [row] = await owner<{ n: number }[]>`
+      select count(*)::int n from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`;
+    return row?.n;
+  };
+  await owner.unsafe(`create function crash() returns trigger language plpgsql as $$ begin
+      perform pg_advisory_xact_lock(${String(lockId)});
+      raise exception 'the database goes down' using errcode = '57P01';
+    end $$;
+    create trigger crash before update on containers for each row when (new.status = 'running') execute function crash()`);
+  const crashed = await owner.reserve();
+  try {
+    await crashed`select pg_advisory_lock(${lockId})`;
+    await host.start();
+    const id = "/proc/sys/kernel/random/uuid";
+    const { body } = await host.ask<Container>("POST", "/v1/containers", {
+      ...web,
+      command: ["/bin/sh", "-c", `mkdir /www; cat ${id} > /www/index.html; exec httpd -f -p 80 -h /www`],
+    });
+    await expect.poll(waiting, { timeout: 20_000 }).toBe(1);
+    const port = body.ports[0]?.hostPort ?? 0;
+    await expect.poll(() => answer(port)).toMatch(/^[0-9a-f-]{36}$/m);
+    const run = await answer(port);
+    // As it was before the start's record, and that is what the database comes back with.
+    const lost = owner`update containers set status = 'created', run = 0, slot = null, ip_address = null where id = ${body.id}`;
+    const forgotten = lost.execute();
+    await expect.poll(waiting).toBe(2);
+    await crashed`select pg_advisory_unlock(${lockId})`;
+    await forgotten;
+    await owner`drop function crash cascade`;
+    await becomes(body.id, "running");
+    expect(await answer(port)).toBe(run);
+    expect(leftovers(host).filter((line) => line.includes("httpd"))).toHaveLength(1);
+    await remove(body.id);
+    await leavesNothing();
+  } finally {
+    crashed.release();
+    await owner`drop function if exists crash cascade`;
+  }
+});
+
 test("every failpoint of containers belongs to one of the three", () => {
   const ofJobs = failpoints.filter((name) => /^(job|build)\./.test(name));
   expect([...starting, ...stopping, ...removing, ...ofJobs].toSorted()).toEqual(failpoints.toSorted());
