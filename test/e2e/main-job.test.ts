@@ -125,11 +125,14 @@ test("down ends the containers, and the next start brings back what their restar
   for (const url of urls) await expect(page(url)).rejects.toThrow();
   run = berth.start();
   await run.until(/^Ready/m);
+  // Until the worker has looked at them, their rows say what was last seen: that they run.
+  for (const url of urls) {
+    await expect.poll(() => page(url).catch(String), { timeout: 60_000 }).toContain("Hello from Berth");
+  }
   for (const name of ["web-1", "web-2"]) {
     const { data } = await client().POST("/v1/containers/{id}/wait", {
       params: { path: { id: name }, query: { condition: "running", timeoutSeconds: 60 } },
     });
     expect(data).toMatchObject({ status: "running" });
   }
-  for (const url of urls) expect(await page(url)).toContain("Hello from Berth");
 });
