@@ -14,6 +14,7 @@ const maxLead = 8;
 export class Tee<T> {
   readonly branches: readonly [AsyncIterable<T>, AsyncIterable<T>];
   readonly #source: AsyncIterator<T>;
+  /** Until both branches have begun: who holds a link holds all that come after it. */
   #first: Link<T> | null = null;
   readonly #taken: [number, number] = [0, 0];
   readonly #open: [boolean, boolean] = [true, true];
@@ -52,6 +53,7 @@ export class Tee<T> {
         const result = await link.result;
         if (result.done === true) return close();
         this.#taken[own]++;
+        if (this.#taken[other] > 0 || !this.#open[other]) this.#first = null;
         this.#moved();
         return result;
       },
