@@ -34,6 +34,10 @@ export interface BuildRequest {
   noCache: boolean;
   /** Ask the registry again for base images that the project has. */
   pull: boolean;
+  /** Build caches of registries to take finished steps from, the first one first; absent: none. */
+  cacheFrom?: string[];
+  /** Where in a registry the build's own steps go; absent: nowhere. */
+  cacheTo?: string;
   limits: { cpus: number; memory: number; timeoutSeconds: number };
 }
 
@@ -41,6 +45,10 @@ export interface BuildRequest {
 export interface StepResult {
   layer: Layer | null;
   created: string;
+  /** All keys that the step had; absent: only the one that it is found by. */
+  keys?: string[];
+  /** The cache that says so, a reference; absent: a build of the project made it. It counts for builds that name that cache. */
+  from?: string;
 }
 
 /** Something in a Dockerfile that works but is probably not meant; `check` is a build check's name. `line` counts from 1. */

@@ -71,6 +71,14 @@ export function hubReference(reference: ImageReference): ImageReference & { regi
   return { ...reference, registry: "docker.io", repository };
 }
 
+/** Something at a registry. @throws BerthError `invalid_reference` when it names none. */
+export function parseRegistryReference(text: string): ImageReference & { registry: string } {
+  const reference = parseReference(text);
+  if (reference.registry !== null) return { ...reference, registry: reference.registry };
+  const detail = `${JSON.stringify(text)} must name its registry: REGISTRY/REPOSITORY:TAG.`;
+  throw new BerthError("invalid_reference", detail);
+}
+
 /** Where an image can be pushed to: a tag of a registry's repository. */
 export type PushDestination = ImageReference & { registry: string; tag: string };
 

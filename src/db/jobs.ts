@@ -85,7 +85,7 @@ export async function cancelJob(
     update jobs set
       cancel_requested = cancel_requested or status in ('queued', 'running'),
       status = case when status = 'queued' then 'cancelled' else status end,
-      payload = case when status = 'queued' then payload - array['auth', 'secrets'] else payload end,
+      payload = case when status = 'queued' then payload - array['auth', 'secrets', 'registryAuth'] else payload end,
       finished_at = case when status = 'queued' then now() else finished_at end
     where project_id = ${projectId} and id = ${id}
     returning kind, status, coalesce(status = 'cancelled' and finished_at = now(), false) as ended`;

@@ -116,7 +116,7 @@ export async function settleJobs(pool: Pool, ended: readonly EndedAttempt[]): Pr
           run_at = case when e.status = 'retry' then now() + make_interval(secs => after) else run_at end,
           finished_at = case when e.status <> 'retry' or cancel_requested then now() end,
           -- What it logged in with, and the secrets of a build, have served their time.
-          payload = case when e.status <> 'retry' or cancel_requested then payload - array['auth', 'secrets'] else payload end
+          payload = case when e.status <> 'retry' or cancel_requested then payload - array['auth', 'secrets', 'registryAuth'] else payload end
         from mine join ended e using (id) where jobs.id = mine.id
         returning jobs.*, coalesce(subject_id, jobs.id) subject),
       shown as (

@@ -4,6 +4,7 @@ import type { Image, ImageConfig, Layer } from "../core/image.ts";
 import { formatPlatform, type Platform, platformFit } from "../core/platform.ts";
 import { digestPattern } from "../core/reference.ts";
 import { digestOf } from "./digest.ts";
+import { check, invalidImage, maxDocumentBytes, parseJson } from "./document.ts";
 
 /** OCI image spec v1.1 and Docker image manifest v2 schema 2; anything else is not an image that Berth runs. */
 export const mediaTypes = {
@@ -23,7 +24,8 @@ export const acceptedManifests = [
   mediaTypes.dockerManifest,
 ];
 
-const layerTypes = new Set([
+/** Media types of layers that Berth reads. */
+export const layerTypes: ReadonlySet<string> = new Set([
   "application/vnd.oci.image.layer.v1.tar",
   "application/vnd.oci.image.layer.v1.tar+gzip",
   "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -32,8 +34,6 @@ const layerTypes = new Set([
   "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ]);
 
-/** Registries must take manifests of 4 MiB (distribution spec, "Pushing Manifests"); configs are kept to the same. */
-export const maxDocumentBytes = 4 * 2 ** 20;
 /** Overlayfs takes at most 500 lower layers; Docker allows 127. */
 const maxLayers = 127;
 
@@ -58,7 +58,7 @@ export interface ImageIndex {
   manifests: (Descriptor & { platform?: Platform })[];
 }
 
-const descriptor = z.object({
+export const descriptor = z.object({
   mediaType: z.string().max(255),
   digest: z.string().regex(digestPattern),
   size: z.int().min(0),
@@ -117,10 +117,6 @@ const configDocument = z.looseObject({
     )
     .nullish(),
 });
-
-function invalidImage(what: string, cause?: unknown): BerthError {
-  return new BerthError("invalid_image", `The image can't be used: ${what}.`, cause === undefined ? {} : { cause });
-}
 
 /**
  * Parses a manifest or index. Its kind comes from its media type, which the registry's `contentType` and the document's
@@ -250,32 +246,6 @@ function noPlatform(name: string, wanted: Platform, has: readonly Platform[]): B
   const list = [...new Set(has.map(formatPlatform))].slice(0, 20).join(", ");
   const detail = `${name} is not made for ${formatPlatform(wanted)}${list === "" ? "" : `, only for ${list}`}.`;
   return new BerthError("image_not_found", detail);
-}
-
-function parseJson(bytes: Uint8Array, what: string): object {
-  if (bytes.length > maxDocumentBytes) throw invalidImage(`its ${what} is larger than 4 MiB`);
-  try {
-    const document: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes), isStorable);
-    if (typeof document === "object" && document !== null && !Array.isArray(document)) return document;
-  } catch (error) {
-    throw invalidImage(`its ${what} is not JSON, or has text that can't be stored`, error);
-  }
-  throw invalidImage(`its ${what} is not a JSON object`);
-}
-
-/** A reviver that refuses what JSON has but neither a database nor a process's arguments: NUL, and half characters. */
-function isStorable(key: string, value: unknown): unknown {
-  for (const text of typeof value === "string" ? [key, value] : [key]) {
-    if (text.includes("\0") || !text.isWellFormed()) throw new SyntaxError("a string has a NUL or half a character");
-  }
-  return value;
-}
-
-function check<T extends z.ZodType>(schema: T, document: object, what: string): z.infer<T> {
-  const parsed = schema.safeParse(document);
-  if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0];
-  throw invalidImage(`its ${what} is wrong at ${issue?.path.join(".") ?? "its root"}`, parsed.error);
 }
 
 function withoutNulls(record: object): object {

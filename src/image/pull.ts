@@ -19,7 +19,7 @@ export interface PullRequest {
   auth: RegistryAuth | null;
   registry: Registry;
   blobs: BlobStore;
-  layers: LayerStore;
+  layers: Pick<LayerStore, "obtain" | "import">;
   signal: AbortSignal;
   /**
    * Whether a layer that the blob store has may be used without being transferred. A digest is no proof that who names it may
@@ -78,7 +78,7 @@ async function pullLayers(
   repository: Repository,
   all: readonly Layer[],
 ): Promise<TransferCounts> {
-  const { layers, onProgress } = request;
+  const { onProgress } = request;
   // An image may list a layer (such as the empty one) several times.
   const distinct = [...new Map(all.map((layer) => [`${layer.digest} ${layer.diffId}`, layer])).values()];
   const progress: TransferProgress = {
@@ -89,25 +89,41 @@ async function pullLayers(
   };
   const counts = { layersTransferred: 0, layersSkipped: 0, bytesTransferred: 0 };
   await inLanes(distinct, request.signal, async (layer, signal) => {
-    const mayReuse = (await request.mayReuse?.(layer)) ?? true;
-    if (mayReuse && (await layers.obtain(layer))) {
+    const moved = await pullLayer({ ...request, repository, signal }, layer, (bytes) => {
+      counts.bytesTransferred += bytes;
+      progress.bytesDone += bytes;
+      onProgress?.({ ...progress });
+    });
+    if (moved) counts.layersTransferred++;
+    else {
       counts.layersSkipped++;
       progress.bytesDone += layer.sizeBytes;
-    } else {
-      const descriptor = { digest: layer.digest, size: layer.sizeBytes, mediaType: layer.mediaType };
-      const counted = async function* (): AsyncGenerator<Uint8Array, void> {
-        for await (const chunk of repository.blob(descriptor, signal)) {
-          counts.bytesTransferred += chunk.length;
-          progress.bytesDone += chunk.length;
-          onProgress?.({ ...progress });
-          yield chunk;
-        }
-      };
-      await layers.import(counted, layer);
-      counts.layersTransferred++;
     }
     progress.layersDone++;
     onProgress?.({ ...progress });
   });
   return counts;
+}
+
+/**
+ * Brings one layer from a repository into the blob store and the host's layers; size, digest and diff id are checked. False:
+ * it was there, and may be used.
+ * @throws BerthError as `pullImage` does; the signal's reason.
+ */
+export async function pullLayer(
+  from: Pick<PullRequest, "layers" | "mayReuse" | "signal"> & { repository: Repository },
+  layer: Layer,
+  onBytes: (count: number) => void = () => undefined,
+): Promise<boolean> {
+  const { repository, layers, mayReuse, signal } = from;
+  if (((await mayReuse?.(layer)) ?? true) && (await layers.obtain(layer))) return false;
+  const descriptor = { digest: layer.digest, size: layer.sizeBytes, mediaType: layer.mediaType };
+  const counted = async function* (): AsyncGenerator<Uint8Array, void> {
+    for await (const chunk of repository.blob(descriptor, signal)) {
+      onBytes(chunk.length);
+      yield chunk;
+    }
+  };
+  await layers.import(counted, layer);
+  return true;
 }

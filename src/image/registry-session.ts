@@ -1,7 +1,7 @@
 import type { IncomingMessage } from "node:http";
 import { BerthError } from "../core/errors.ts";
+import { maxDocumentBytes } from "./document.ts";
 import { type HttpBody, type HttpClient, type HttpRequest, readBody } from "./http.ts";
-import { maxDocumentBytes } from "./manifest.ts";
 import { basicAuthorization, parseChallenges, parseToken, type RegistryAuth, tokenUrl } from "./registry-auth.ts";
 import { Transient } from "./retry.ts";
 

@@ -3,6 +3,7 @@ import type { BuildRequest } from "../core/build-request.ts";
 import { jobStatuses } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
+import { CacheDestination, CacheSource, said as cachesSaid, RegistryUsers } from "./build-registries.ts";
 import { BuildSecrets } from "./build-secrets.ts";
 import { ContextAddress, type GitAuth } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
@@ -65,6 +66,8 @@ export const Build = z
     args: z.record(z.string(), z.string()),
     labels: z.record(z.string(), z.string()),
     contexts: z.record(z.string(), z.string()).openapi({ example: { base: "docker-image://debian:12-slim" } }),
+    cacheFrom: z.array(z.string()).openapi({ example: ["registry.example.com/team/web:cache"] }),
+    cacheTo: z.string().nullable().openapi({ example: null }),
     warnings: z.array(
       z
         .object({
@@ -136,6 +139,7 @@ const said = {
     "`docker-image://IMAGE`, `https://HOST/REPOSITORY.git#REF:DIRECTORY`, or the URL of a tar.",
   noCache: "Run every step, also those that were run before.",
   pull: "Ask the registry again for base images that are there.",
+  ...cachesSaid,
 };
 const bounds = { cpus: [0.01, 512], memory: [16 * 2 ** 20, 4_096 * gib], timeoutSeconds: [1, 86_400] } as const;
 const usual = { cpus: 2, memory: 2 * gib, timeoutSeconds: 1_800 };
@@ -158,6 +162,10 @@ export const ArchiveOptions = z.strictObject({
   platform,
   noCache: flag(false).openapi({ description: said.noCache }),
   pull: flag(false).openapi({ description: said.pull }),
+  cacheFrom: repeated(CacheSource)
+    .refine((list) => list.length <= 10, "At most 10")
+    .openapi({ type: "array", items: { type: "string" }, description: said.cacheFrom }),
+  cacheTo: CacheDestination.optional().openapi({ description: said.cacheTo }),
   cpus: z.coerce
     .number()
     .min(bounds.cpus[0])
@@ -203,6 +211,8 @@ const options = {
   platform,
   noCache: z.boolean().default(false).openapi({ description: said.noCache }),
   pull: z.boolean().default(false).openapi({ description: said.pull }),
+  cacheFrom: z.array(CacheSource).max(10).default([]).openapi({ description: said.cacheFrom }),
+  cacheTo: CacheDestination.optional().openapi({ description: said.cacheTo }),
   limits: z
     .strictObject({
       cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),
@@ -217,6 +227,7 @@ export const RemoteBuild = z
   .strictObject({
     source: RemoteSource,
     secrets: BuildSecrets.default({}),
+    registryAuth: RegistryUsers.default({}),
     ...options,
   })
   .openapi("RemoteBuild");
@@ -226,10 +237,10 @@ export const SourceBuildOptions = z.strictObject(options).openapi("SourceBuild")
 
 /** What an upload's query asks for; the source is its body. */
 export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<BuildRequest, "source"> {
-  const { tag, arg, label, context, target, platform, cpus, memory, timeoutSeconds, ...rest } = query;
+  const { tag, arg, label, context, target, platform, cacheTo, cpus, memory, timeoutSeconds, ...rest } = query;
   return {
     ...rest,
-    ...given({ target, platform }),
+    ...given({ target, platform, cacheTo }),
     tags: tag,
     args: arg,
     labels: label,
@@ -242,24 +253,31 @@ export function archiveOptions(query: z.infer<typeof ArchiveOptions>): Omit<Buil
 export function remoteRequest(
   body: z.infer<typeof RemoteBuild>,
   query: Record<string, string>,
-): { request: BuildRequest; auth: z.infer<typeof GitAuth> | undefined; secrets: Record<string, string> } {
+): {
+  request: BuildRequest;
+  auth: z.infer<typeof GitAuth> | undefined;
+  secrets: Record<string, string>;
+  registryAuth: z.infer<typeof RegistryUsers>;
+} {
   const [name] = Object.keys(query);
   if (name !== undefined) {
     throw invalidRequest([{ pointer: `query/${name}`, detail: "With a JSON body the options are in the body." }]);
   }
-  const { source, secrets, ...asked } = body;
-  return { request: { ...sourceBuild(asked), source: remoteSource(source) }, auth: source.git?.auth, secrets };
+  const { source, secrets, registryAuth, ...asked } = body;
+  const request = { ...sourceBuild(asked), source: remoteSource(source) };
+  return { request, auth: source.git?.auth, secrets, registryAuth };
 }
 
 /** What a source's builds are asked. */
-export function sourceBuild({ target, platform, ...rest }: z.infer<typeof SourceBuildOptions>): SourceBuild {
-  return { ...rest, ...given({ target, platform }) };
+export function sourceBuild({ target, platform, cacheTo, ...rest }: z.infer<typeof SourceBuildOptions>): SourceBuild {
+  return { ...rest, ...given({ target, platform, cacheTo }) };
 }
 
 /** The fields that have a value. */
-function given(options: { target: string | undefined; platform: string | undefined }) {
-  const { target, platform } = options;
-  return { ...(target === undefined ? {} : { target }), ...(platform === undefined ? {} : { platform }) };
+function given<T extends Record<string, string | undefined>>(options: T) {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]?: string;
+  };
 }
 
 /** A build as clients see it. */
@@ -274,5 +292,7 @@ export function buildView(row: BuildRow): z.infer<typeof Build> {
     args: request.args,
     labels: request.labels,
     contexts: request.contexts ?? {},
+    cacheFrom: request.cacheFrom ?? [],
+    cacheTo: request.cacheTo ?? null,
   };
 }

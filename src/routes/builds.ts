@@ -10,6 +10,7 @@ import { type BuildRow, findBuild, insertBuild, listBuilds } from "../db/builds.
 import { appendEvent } from "../db/events.ts";
 import { insertJob } from "../db/jobs.ts";
 import { together } from "../db/scope.ts";
+import { readRegistryHeader, registryHeader } from "./build-registries.ts";
 import {
   ArchiveOptions,
   archiveBodies,
@@ -45,7 +46,7 @@ const create = operation({
     "fetched, without its submodules. A repository that can't be had makes a `failed` build too: `repository_not_found`, " +
     "`ref_not_found`, `repository_denied`, `git_auth_failed`, `repository_unreachable`, `address_refused`.",
   request: {
-    headers: preferHeader.extend(idempotencyHeader.shape).extend(secretsHeader.shape),
+    headers: preferHeader.extend(idempotencyHeader.shape).extend(secretsHeader.shape).extend(registryHeader.shape),
     query: ArchiveOptions,
     body: {
       content: {
@@ -152,7 +153,10 @@ export function addBuilds(app: App, services: Services): void {
     const request: BuildRequest = { ...asked, tags, source };
     const auth = remote?.auth;
     const secrets = remote?.secrets ?? readSecretsHeader(c.req.header("berth-build-secrets"));
+    const registryAuth = remote?.registryAuth ?? readRegistryHeader(c.req.header("berth-registry-auth"));
     const hasSecrets = Object.keys(secrets).length > 0;
+    const hasUsers = Object.keys(registryAuth).length > 0;
+    const isSecret = auth !== undefined || hasSecrets || hasUsers;
     const made = await once(
       services,
       c,
@@ -165,6 +169,7 @@ export function addBuilds(app: App, services: Services): void {
         const payload = {
           ...(auth === undefined ? {} : { auth: sealed(auth) }),
           ...(hasSecrets ? { secrets: sealed(secrets) } : {}),
+          ...(hasUsers ? { registryAuth: sealed(registryAuth) } : {}),
         };
         await together([
           insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload }),
@@ -173,7 +178,7 @@ export function addBuilds(app: App, services: Services): void {
         ]);
         return { id };
       },
-      { request: JSON.stringify(auth === undefined && !hasSecrets ? request : [request, auth, secrets]) },
+      { request: JSON.stringify(isSecret ? [request, auth, secrets, registryAuth] : request) },
     );
     c.header("Location", `/v1/builds/${made.id}`);
     const row = await waited(c, made.id);

@@ -4,7 +4,7 @@ import { parseGitRef, parseGitUrl, parseSubdirectory } from "../core/git-source.
 import { parseNamedContext, parseTarUrl } from "../core/named-context.ts";
 
 /** Text that a parser of core takes; what it refuses is said at the field. */
-const parsed = <T>(parse: (text: string) => T) =>
+export const parsed = <T>(parse: (text: string) => T) =>
   z.string().transform((text, context): T => {
     try {
       return parse(text);

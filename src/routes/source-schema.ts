@@ -93,7 +93,7 @@ export function sourceView(row: SourceRow, webhookUrl: string, withEnv: boolean)
   const { authSealed, deploy, ...rest } = row;
   return {
     ...rest,
-    build: { contexts: {}, ...row.build },
+    build: { contexts: {}, cacheFrom: [], ...row.build },
     hasAuth: authSealed !== null,
     deploy: deploy === null ? null : deployView(deploy, withEnv),
     webhook: row.provider === "berth" ? null : { url: webhookUrl },

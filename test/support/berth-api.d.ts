@@ -1196,6 +1196,14 @@ export interface components {
             contexts: {
                 [key: string]: string;
             };
+            /**
+             * @example [
+             *       "registry.example.com/team/web:cache"
+             *     ]
+             */
+            cacheFrom: string[];
+            /** @example null */
+            cacheTo: string | null;
             warnings: components["schemas"]["BuildWarning"][];
             steps: components["schemas"]["BuildStep"][];
             error: components["schemas"]["ShownError"];
@@ -1306,6 +1314,22 @@ export interface components {
                 [key: string]: string;
             };
             /**
+             * @description For base images and caches of these registries; kept encrypted until the build has ended.
+             * @default {}
+             * @example {
+             *       "registry.example.com": {
+             *         "username": "ada",
+             *         "password": "…"
+             *       }
+             *     }
+             */
+            registryAuth?: {
+                [key: string]: {
+                    username: string;
+                    password: string;
+                };
+            };
+            /**
              * @description Its path within the context.
              * @default Dockerfile
              */
@@ -1355,6 +1379,16 @@ export interface components {
              * @default false
              */
             pull?: boolean;
+            /**
+             * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+             * @default []
+             */
+            cacheFrom?: string[];
+            /**
+             * @description Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the log and the job's `result` say so, and the build succeeds all the same.
+             * @example registry.example.com/team/web:cache
+             */
+            cacheTo?: string;
             /**
              * @default {
              *       "cpus": 2,
@@ -1467,6 +1501,16 @@ export interface components {
              * @default false
              */
             pull?: boolean;
+            /**
+             * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+             * @default []
+             */
+            cacheFrom?: string[];
+            /**
+             * @description Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the log and the job's `result` say so, and the build succeeds all the same.
+             * @example registry.example.com/team/web:cache
+             */
+            cacheTo?: string;
             /**
              * @default {
              *       "cpus": 2,
@@ -1828,6 +1872,16 @@ export interface components {
                  * @default false
                  */
                 pull?: boolean;
+                /**
+                 * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+                 * @default []
+                 */
+                cacheFrom?: string[];
+                /**
+                 * @description Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the log and the job's `result` say so, and the build succeeds all the same.
+                 * @example registry.example.com/team/web:cache
+                 */
+                cacheTo?: string;
                 /**
                  * @default {
                  *       "cpus": 2,
@@ -2984,6 +3038,10 @@ export interface operations {
                 noCache?: boolean;
                 /** @description Ask the registry again for base images that are there. */
                 pull?: boolean;
+                /** @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log. */
+                cacheFrom?: string[];
+                /** @description Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the log and the job's `result` say so, and the build succeeds all the same. */
+                cacheTo?: string;
                 /** @description Cores. */
                 cpus?: number;
                 /** @description Bytes. */
@@ -2997,6 +3055,8 @@ export interface operations {
                 "idempotency-key"?: string;
                 /** @description Secrets for `RUN --mount=type=secret`: a JSON object, id → value, in base64. With a JSON body they are in it. */
                 "berth-build-secrets"?: string;
+                /** @description Users at registries for base images and caches: a JSON object, registry → `{username, password}`, in base64. With a JSON body they are in it, as `registryAuth`. */
+                "berth-registry-auth"?: string;
             };
             path?: never;
             cookie?: never;

@@ -12,6 +12,7 @@ import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { HttpClient } from "../../src/image/http.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { OutboundPolicy } from "../../src/image/outbound.ts";
+import { Registry } from "../../src/image/registry.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import { createLog } from "../../src/log.ts";
 
@@ -132,6 +133,9 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           return Promise.resolve();
         },
         scratch: `${dataDir}/worker/builds`,
+        registry: new Registry({ mirrors: new Map(), insecure: new Set(), allow: [] }),
+        registryAuth: new Map(),
+        importLayer: () => Promise.reject(new Error("there are no caches")),
       },
       report,
       cancel.signal,

@@ -1,10 +1,13 @@
 import type { NeededImage } from "../../build/graph.ts";
 import type { BuildWarningView, StepResult, TarSource } from "../../core/build-request.ts";
 import type { GitAuth, GitSource } from "../../core/git-source.ts";
-import type { Image } from "../../core/image.ts";
+import type { Image, Layer } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import type { HttpClient } from "../../image/http.ts";
 import type { OutboundPolicy } from "../../image/outbound.ts";
+import type { Registry } from "../../image/registry.ts";
+import type { RegistryAuth } from "../../image/registry-auth.ts";
+import type { Repository } from "../../image/repository.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import type { FileTree } from "./file-entry.ts";
@@ -39,6 +42,12 @@ export interface BuildMeans {
   warned: (warnings: readonly BuildWarningView[]) => Promise<void>;
   /** Directory for what lives as long as a build. */
   scratch: string;
+  /** Where build caches are. */
+  registry: Registry;
+  /** Users at registries, by registry. */
+  registryAuth: ReadonlyMap<string, RegistryAuth>;
+  /** Brings a layer of a repository into the blob store, checked; one that the project has is not transferred again. */
+  importLayer: (layer: Layer, repository: Repository, signal: AbortSignal) => Promise<unknown>;
 }
 
 /** Whose build it is and what its steps may use. */

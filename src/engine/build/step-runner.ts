@@ -21,14 +21,14 @@ import { isLayered, type Origins, originLayers, withLayers, withOrigin } from ".
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 import { runStep } from "./run-step.ts";
+import type { StepResults } from "./step-results.ts";
 
 /** Everything that steps of one build share. */
 export interface BuildState extends Origins {
   means: BuildMeans;
   build: BuildIdentity;
   report: BuildReport;
-  /** Do not look for earlier results; those of this build are kept all the same. */
-  noCache: boolean;
+  results: StepResults;
   /** As `BuildPlan.epoch`; the layers of `means` have it. */
   epoch: number | null;
   /** Bounds how many programs run at once. */
@@ -43,28 +43,21 @@ export async function layerOf(
   step: LayerStep,
   below: readonly Layer[],
 ): Promise<StepResult & { cached: boolean }> {
-  const { cache } = state.means;
+  const { results } = state;
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
     const key = stepKey(chainKey(below), step, await content(), state.epoch);
-    const known = state.noCache ? null : await usable(state, key);
+    const known = await results.find(key);
     if (known !== null) {
-      for (const other of keys) await cache.keep(other, known);
+      for (const other of keys) await results.keep(other, { ...known, keys: [other, key] });
       return { ...known, cached: true };
     }
     keys.push(key);
   }
-  const result = { layer: await perform(state, step, below), created: new Date().toISOString() };
-  for (const key of keys) await cache.keep(key, result);
+  const created = new Date().toISOString();
+  const result = { layer: await perform(state, step, below), created, ...(keys.length > 1 ? { keys } : {}) };
+  for (const key of keys) await results.keep(key, result);
   return { ...result, cached: false };
-}
-
-/** A result of before; one whose blob has been collected is as good as none. */
-async function usable(state: BuildState, key: string): Promise<StepResult | null> {
-  const { cache, blobs } = state.means;
-  const known = await cache.find(key);
-  if (known === null || known.layer === null) return known;
-  return (await blobs.size(known.layer.digest)) === null ? null : known;
 }
 
 /**

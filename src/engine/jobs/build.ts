@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { BerthError } from "../../core/errors.ts";
 import { formatPlatform } from "../../core/platform.ts";
-import { parseReference } from "../../core/reference.ts";
+import { hubReference, parseReference } from "../../core/reference.ts";
 import {
   beginBuild,
   findCachedStep,
@@ -12,9 +12,12 @@ import {
   recordWarnings,
   reportBuild,
 } from "../../db/build-runs.ts";
+import { projectHasLayer } from "../../db/image-records.ts";
 import { type ClaimedJob, holdsJob } from "../../db/leases.ts";
 import { HttpClient } from "../../image/http.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
+import { pullLayer } from "../../image/pull.ts";
+import type { RegistryAuth } from "../../image/registry-auth.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { BuildMeans } from "../build/ports.ts";
@@ -50,9 +53,17 @@ async function sealedSecrets(job: ClaimedJob, services: Services): Promise<Reado
   return new Map(Object.entries(JSON.parse(await services.openSealed(job, secrets)) as Record<string, string>));
 }
 
+/** Users at registries that came with the build, by registry. */
+async function sealedRegistryAuth(job: ClaimedJob, services: Services): Promise<ReadonlyMap<string, RegistryAuth>> {
+  const { registryAuth } = job.payload as { registryAuth?: string };
+  if (registryAuth === undefined) return new Map();
+  const opened = JSON.parse(await services.openSealed(job, registryAuth)) as Record<string, RegistryAuth>;
+  return new Map(Object.entries(opened));
+}
+
 /** Builds an image from an uploaded context or a git repository and tags it. */
 export const build: JobHandler = async (job, services, signal) => {
-  const { connection, config, blobs, layers, sandboxes } = services;
+  const { connection, config, blobs, layers, registry, sandboxes } = services;
   const { db } = connection;
   const reach = armFailpoint(config.failpoint);
   const begun = await beginBuild(db, job);
@@ -61,6 +72,7 @@ export const build: JobHandler = async (job, services, signal) => {
   const { id: buildId, request, nextSeq } = begun;
   const gitAuth = await credentials(job, services);
   const secrets = await sealedSecrets(job, services);
+  const registryAuth = await sealedRegistryAuth(job, services);
   const { limits } = request;
   const references = request.tags.map(parseReference);
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
@@ -83,9 +95,11 @@ export const build: JobHandler = async (job, services, signal) => {
       },
     },
     image: async ({ reference, platform }, abort) => {
+      const auth = registryAuth.get(hubReference(parseReference(reference)).registry);
       const { image } = await ensureImage(services, job.projectId, reference, {
         pull: request.pull ? "always" : "missing",
         platform: formatPlatform(platform),
+        ...(auth === undefined ? {} : { auth }),
         signal: abort,
         held: (tx) => holdsJob(tx, job),
       });
@@ -104,11 +118,17 @@ export const build: JobHandler = async (job, services, signal) => {
         throw new BerthError("unavailable", "The lease is lost.");
     },
     scratch,
+    registry,
+    registryAuth,
+    importLayer: (layer, repository, abort) => {
+      const mayReuse = () => projectHasLayer(db, job.projectId, layer);
+      return pullLayer({ repository, layers, mayReuse, signal: abort }, layer);
+    },
   };
   try {
     await mkdir(scratch, { recursive: true, mode: 0o711 });
     const identity = { buildId, projectId: job.projectId, limits };
-    const { image, manifest } = await runBuild(
+    const { image, manifest, cache } = await runBuild(
       request,
       identity,
       means,
@@ -121,7 +141,7 @@ export const build: JobHandler = async (job, services, signal) => {
       throw new BerthError("unavailable", "The lease is lost.");
     }
     reach("build.recorded");
-    return { digest: image.digest, tags: request.tags };
+    return { digest: image.digest, tags: request.tags, ...(cache === null ? {} : { cacheTo: cache }) };
   } catch (error) {
     report.line(0, "info", `#0 ${error instanceof BerthError ? error.message : "Something went wrong inside Berth."}`);
     throw error;

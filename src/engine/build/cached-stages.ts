@@ -1,0 +1,48 @@
+import type { BuildPlan } from "../../build/step.ts";
+import type { StepResult } from "../../core/build-request.ts";
+import type { StepLayers } from "./dated-layers.ts";
+import { CacheFailure, ImportedCaches } from "./imported-caches.ts";
+import { type FinishedStage, runStages } from "./stage-runner.ts";
+import { StepResults } from "./step-results.ts";
+import type { BuildState } from "./step-runner.ts";
+
+/** The target stage with its layers in the blob store, and what is known of all steps that led to it. */
+export interface CachedBuild extends FinishedStage {
+  results: ReadonlyMap<string, StepResult>;
+  imports: ImportedCaches;
+}
+
+/**
+ * Builds the stages of a plan with the registries' caches that the build names. When one can't give what it promised, the
+ * build is done once more without it; what was made on the way is in the project's own cache.
+ * @param noCache Do not look for earlier results.
+ */
+export async function cachedStages(
+  plan: BuildPlan,
+  state: Omit<BuildState, "stages" | "signal" | "results">,
+  { cacheFrom = [], noCache }: { cacheFrom?: readonly string[]; noCache: boolean },
+  signal: AbortSignal,
+): Promise<CachedBuild> {
+  const { means, report } = state;
+  report.plan(plan.stages);
+  const imports = new ImportedCaches(cacheFrom, means, report, signal);
+  const results = new StepResults(means.cache, means.blobs, imports, noCache);
+  const layers: StepLayers = {
+    create: (entries) => means.layers.create(entries),
+    lowers: async (those) => {
+      await imports.obtain(those);
+      return means.layers.lowers(those);
+    },
+  };
+  try {
+    const stage = await runStages(plan, { ...state, means: { ...means, layers }, results }, signal);
+    signal.throwIfAborted();
+    await imports.obtain(stage.layers);
+    return { ...stage, results: results.used, imports };
+  } catch (error) {
+    if (!(error instanceof CacheFailure)) throw error;
+    report.line(0, "info", `#0 warning: the cache ${error.reference} is not used any more. ${error.message}`);
+    const others = cacheFrom.filter((reference) => reference !== error.reference);
+    return cachedStages(plan, state, { cacheFrom: others, noCache }, signal);
+  }
+}

@@ -1,0 +1,45 @@
+import type { StepResult } from "../../core/build-request.ts";
+import type { BlobStore } from "../../image/blobs.ts";
+import type { ImportedCaches } from "./imported-caches.ts";
+import type { StepCache } from "./ports.ts";
+
+/** Results of steps as one build looks them up and keeps them. */
+export class StepResults {
+  readonly #own: StepCache;
+  readonly #blobs: Pick<BlobStore, "size">;
+  readonly #imports: ImportedCaches;
+  readonly #noCache: boolean;
+  /** What the build has found and made, by key. */
+  readonly used = new Map<string, StepResult>();
+
+  /** @param noCache Do not look for earlier results; those of this build are kept all the same. */
+  constructor(own: StepCache, blobs: Pick<BlobStore, "size">, imports: ImportedCaches, noCache: boolean) {
+    this.#own = own;
+    this.#blobs = blobs;
+    this.#imports = imports;
+    this.#noCache = noCache;
+  }
+
+  /** What a step with this key made before: as the project knows itself, or else as the build's caches say. */
+  async find(key: string): Promise<StepResult | null> {
+    if (this.#noCache) return null;
+    const known = (await this.#usable(key)) ?? (await this.#imports.find(key));
+    if (known !== null) this.used.set(key, known);
+    return known;
+  }
+
+  async keep(key: string, result: StepResult): Promise<void> {
+    this.used.set(key, result);
+    await this.#imports.remember(key, result);
+  }
+
+  /** A result of the project's; one whose blob has been collected is as good as none. */
+  async #usable(key: string): Promise<StepResult | null> {
+    const known = await this.#own.find(key);
+    if (known === null) return null;
+    // What a cache said counts for who asks that cache.
+    if (known.from !== undefined && !this.#imports.names(known.from)) return null;
+    if (known.layer === null) return known;
+    return (await this.#blobs.size(known.layer.digest)) === null ? null : known;
+  }
+}

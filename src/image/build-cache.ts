@@ -1,0 +1,130 @@
+import { z } from "zod";
+import type { StepResult } from "../core/build-request.ts";
+import type { Layer } from "../core/image.ts";
+import { digestPattern } from "../core/reference.ts";
+import { digestOf } from "./digest.ts";
+import { check, invalidImage, maxDocumentBytes, parseJson } from "./document.ts";
+import { type Descriptor, descriptor, layerTypes, mediaTypes } from "./manifest.ts";
+
+/*
+ * A build cache in a registry is an OCI image manifest (OCI image spec v1.1, "Guidance for Artifact Usage") whose layers are
+ * those that steps of a build made, and whose config lists the steps: keys → layer. Steps of another version have other keys.
+ */
+
+/** The media type of a build cache's config. */
+export const buildCacheType = "application/vnd.berth.buildcache.v1+json";
+
+/** As many as a Dockerfile's instructions can make: a step's result may be found in two ways. */
+const limits = { layers: 10_000, steps: 20_000, keys: 2 };
+
+const manifestDocument = z.object({
+  schemaVersion: z.literal(2),
+  mediaType: z.literal(mediaTypes.ociManifest).optional(),
+  config: descriptor,
+  layers: z.array(descriptor).max(limits.layers),
+  manifests: z.undefined().optional(),
+});
+
+const configDocument = z.strictObject({
+  /** Of the manifest's layers, in its order. */
+  diffIds: z.array(z.string().regex(digestPattern)).max(limits.layers),
+  steps: z
+    .array(
+      z.strictObject({
+        keys: z
+          .array(z.string().regex(/^[0-9a-f]{64}$/))
+          .min(1)
+          .max(limits.keys),
+        /** Its place among the layers; null: the step changed nothing. */
+        layer: z.int().min(0).nullable(),
+        created: z.iso.datetime(),
+      }),
+    )
+    .max(limits.steps),
+});
+
+/** What a cache's manifest names: the list of steps, and layers. */
+export interface BuildCacheManifest {
+  config: Descriptor;
+  layers: Descriptor[];
+}
+
+/** A cache as it is pushed. The same results give the same bytes. */
+export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
+  manifest: Uint8Array;
+  config: Uint8Array;
+  configDigest: string;
+  layers: Layer[];
+} {
+  const layers: Layer[] = [];
+  const places = new Map<string, number>();
+  const placeOf = (layer: Layer): number => {
+    const name = layerName(layer);
+    const place = places.get(name) ?? layers.push(layer) - 1;
+    places.set(name, place);
+    return place;
+  };
+  const groups = new Map<string, StepResult & { keys: string[] }>();
+  for (const [key, result] of results) {
+    const keys = (result.keys ?? [key]).toSorted();
+    groups.set(keys.join(" "), { ...result, keys });
+  }
+  const steps = [...groups]
+    .sort(([one], [other]) => (one < other ? -1 : 1))
+    .map(([, { keys, layer, created }]) => ({ keys, layer: layer === null ? null : placeOf(layer), created }));
+  const config = Buffer.from(JSON.stringify({ diffIds: layers.map(({ diffId }) => diffId), steps }));
+  const configDigest = digestOf(config);
+  const manifest = Buffer.from(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: mediaTypes.ociManifest,
+      config: { mediaType: buildCacheType, digest: configDigest, size: config.length },
+      layers: layers.map(({ mediaType, digest, sizeBytes }) => ({ mediaType, digest, size: sizeBytes })),
+    }),
+  );
+  return { manifest, config, configDigest, layers };
+}
+
+/** Names a layer by its claims, which need not be true of one blob. */
+export function layerName({ digest, diffId }: Pick<Layer, "digest" | "diffId">): string {
+  return `${digest} ${diffId}`;
+}
+
+/** @throws BerthError `invalid_image` when it is anything but a build cache's manifest. */
+export function parseBuildCacheManifest(bytes: Uint8Array, contentType: string): BuildCacheManifest {
+  const declared = contentType.split(";", 1)[0]?.trim().toLowerCase() ?? "";
+  if (declared !== mediaTypes.ociManifest) {
+    throw invalidImage(`its manifest has the media type ${JSON.stringify(declared)}, so it is no build cache`);
+  }
+  const { config, layers } = check(manifestDocument, parseJson(bytes, "manifest"), "manifest");
+  if (config.mediaType !== buildCacheType) {
+    throw invalidImage(
+      `its config has the media type ${JSON.stringify(config.mediaType)}, so it is no build cache of Berth's`,
+    );
+  }
+  if (config.size > maxDocumentBytes) throw invalidImage("its config is larger than 4 MiB");
+  for (const { mediaType } of layers) {
+    if (!layerTypes.has(mediaType)) throw invalidImage(`a layer has the media type ${JSON.stringify(mediaType)}`);
+  }
+  return { config, layers };
+}
+
+/** The results by key; nothing of them has been checked against the layers' bytes. @throws BerthError `invalid_image`. */
+export function parseBuildCache({ layers }: BuildCacheManifest, config: Uint8Array): Map<string, StepResult> {
+  const { diffIds, steps } = check(configDocument, parseJson(config, "config"), "config");
+  if (diffIds.length !== layers.length) {
+    throw invalidImage(`its manifest has ${String(layers.length)} layers and its config ${String(diffIds.length)}`);
+  }
+  const layerAt = (place: number): Layer => {
+    const found = layers[place];
+    if (found === undefined) throw invalidImage("a step has a layer that its manifest lacks");
+    const { digest, size, mediaType } = found;
+    return { digest, diffId: diffIds[place] ?? "", sizeBytes: size, mediaType };
+  };
+  return new Map(
+    steps.flatMap(({ keys, layer, created }) => {
+      const result = { layer: layer === null ? null : layerAt(layer), created, keys };
+      return keys.map((key) => [key, result] as const);
+    }),
+  );
+}

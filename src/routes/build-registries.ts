@@ -1,0 +1,67 @@
+import { z } from "@hono/zod-openapi";
+import { parsePushDestination, parseRegistryReference } from "../core/reference.ts";
+import { parsed } from "./git-schema.ts";
+import { invalidRequest } from "./problem.ts";
+
+// What a build has to do with registries besides its base images: caches, and users.
+
+/** Kept as it is written. */
+export const CacheSource = parsed((text) => {
+  parseRegistryReference(text);
+  return text;
+}).openapi({ type: "string", example: "registry.example.com/team/web:cache" });
+
+/** Kept as it is written. */
+export const CacheDestination = parsed((text) => {
+  parsePushDestination(text);
+  return text;
+}).openapi({ type: "string", example: "registry.example.com/team/web:cache" });
+
+export const said = {
+  cacheFrom:
+    "Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One " +
+    "that can't be had is a warning in the log.",
+  cacheTo:
+    "Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the " +
+    "log and the job's `result` say so, and the build succeeds all the same.",
+};
+
+/** How references begin that have a registry. */
+const registryHost = /^(?:localhost|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::\d{1,5})?$/;
+
+/** Users at registries. */
+export const RegistryUsers = z
+  .record(
+    z.string().max(255).regex(registryHost, "Must be a registry: a host name in lower case, and an optional port"),
+    z.strictObject({ username: z.string().min(1).max(1_024), password: z.string().min(1).max(65_536) }),
+  )
+  .refine((record) => Object.keys(record).length <= 20, "At most 20")
+  .openapi({
+    description: "For base images and caches of these registries; kept encrypted until the build has ended.",
+    example: { "registry.example.com": { username: "ada", password: "…" } },
+  });
+
+/** The header that an upload's users come in. */
+export const registryHeader = z.object({
+  "berth-registry-auth": z
+    .string()
+    .max(32_768)
+    .optional()
+    .openapi({
+      description:
+        "Users at registries for base images and caches: a JSON object, registry → `{username, password}`, in base64. With a " +
+        "JSON body they are in it, as `registryAuth`.",
+      example: "eyJyZWdpc3RyeS5leGFtcGxlLmNvbSI6IHsidXNlcm5hbWUiOiAiYWRhIiwgInBhc3N3b3JkIjogIuKApiJ9fQ==",
+    }),
+});
+
+/** The users of the header. @throws BerthError `invalid_request`, without what was in it */
+export function readRegistryHeader(header: string | undefined): z.infer<typeof RegistryUsers> {
+  if (header === undefined) return {};
+  try {
+    return RegistryUsers.parse(JSON.parse(Buffer.from(header, "base64").toString("utf8")));
+  } catch {
+    const detail = "Must be a JSON object, registry → {username, password}, in base64.";
+    throw invalidRequest([{ pointer: "header/Berth-Registry-Auth", detail }]);
+  }
+}
