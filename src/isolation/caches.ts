@@ -16,9 +16,16 @@ export interface CacheLimits {
   /** Bytes and caches that a project may have on a host before the oldest go. */
   projectBytes: number;
   projectCaches: number;
+  /** Caches that a project may use at the same time: those can't go, whatever is written to them. */
+  projectInUse: number;
 }
 
-const defaultLimits: CacheLimits = { cacheBytes: 10 * 2 ** 30, projectBytes: 20 * 2 ** 30, projectCaches: 100 };
+const defaultLimits: CacheLimits = {
+  cacheBytes: 10 * 2 ** 30,
+  projectBytes: 20 * 2 ** 30,
+  projectCaches: 100,
+  projectInUse: 16,
+};
 /** One that was not used for so long is removed; its mount goes much earlier. */
 const uselessMs = 7 * 24 * 3600 * 1000;
 const idleMs = 60_000;
@@ -51,6 +58,9 @@ interface StoredCache {
  * What builds keep from one to the next (`RUN --mount=type=cache`): each cache is a disk of its own, a file of its project's
  * directory, so that its bytes and inodes are bounded, and no file of a tenant is ever one of the host's. Owners are kept as
  * the processes see them, whichever host ids they have. A disk stays mounted while it is used, out of the host's sight.
+ *
+ * A project never takes more of the host than `projectBytes + projectInUse × cacheBytes`: none more is opened while what is
+ * in use and can't go is too much.
  */
 export class Caches {
   readonly #disks: Disks;
@@ -58,6 +68,8 @@ export class Caches {
   readonly #mounts: string;
   readonly #limits: CacheLimits;
   readonly #locks = new Map<string, SharedLock>();
+  /** By name, how many have it open: none has no entry. */
+  readonly #users = new Map<string, number>();
   /** By name: resolves when its directory is there. */
   readonly #ready = new Map<string, Promise<void>>();
   readonly #mounted: Set<string>;
@@ -78,17 +90,19 @@ export class Caches {
   }
 
   /**
-   * Opens a cache, which is made when it is not there, in the place of the oldest when the project has too many.
-   * @throws the signal's reason; BerthError `quota_exceeded` when all of them are in use, `start_failed` when its disk is
-   *   damaged beyond repair
+   * Opens a cache, which is made when it is not there, in the place of the oldest when the project has too much.
+   * @throws the signal's reason; BerthError `quota_exceeded` when what the project uses now is too much already,
+   *   `start_failed` when its disk is damaged beyond repair
    */
   async open({ projectId, id, sharing, begin, signal }: CacheRequest): Promise<OpenCache> {
     const hash = createHash("sha256").update(id).digest("hex").slice(0, 40);
-    const { name, close } =
+    const { name, release } =
       sharing === "private"
         ? this.#takeCopy(`${projectId}/${hash}`)
         : await this.#take(`${projectId}/${hash}-0`, sharing === "locked", signal);
+    const close = this.#use(name, release);
     try {
+      if (this.#users.get(name) === 1) await this.#makeRoom(projectId, name);
       let ready = this.#ready.get(name);
       if (ready === undefined) {
         ready = this.#begin(name, begin);
@@ -117,7 +131,7 @@ export class Caches {
     for (const projectId of await readdir(this.#dir)) await this.#tidyProject(projectId, this.#limits.projectCaches);
   }
 
-  /** Answers how many caches are left: more than `most` when those are in use. */
+  /** Answers how many bytes are left: more than a project may have when those are in use. */
   async #tidyProject(projectId: string, most: number): Promise<number> {
     const oldestFirst = (await this.#stored(projectId)).toSorted((one, other) => one.usedAt - other.usedAt);
     let total = oldestFirst.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -130,7 +144,7 @@ export class Caches {
         count--;
       } else if (unusedMs > idleMs) await this.#ifFree(name, () => this.#unmount(name));
     }
-    return count;
+    return total;
   }
 
   async #stored(projectId: string): Promise<StoredCache[]> {
@@ -154,17 +168,31 @@ export class Caches {
     return disk === null ? 0 : (disk.blocks - disk.bfree) * disk.bsize;
   }
 
-  async #take(name: string, alone: boolean, signal: AbortSignal): Promise<{ name: string; close: () => void }> {
-    return { name, close: await this.#lock(name).take(alone, signal) };
+  async #take(name: string, alone: boolean, signal: AbortSignal): Promise<{ name: string; release: () => void }> {
+    return { name, release: await this.#lock(name).take(alone, signal) };
   }
 
   /** The first of the private copies that nobody uses. Number 0 is the one that is shared. */
-  #takeCopy(prefix: string): { name: string; close: () => void } {
+  #takeCopy(prefix: string): { name: string; release: () => void } {
     for (let number = 1; ; number++) {
       const name = `${prefix}-${String(number)}`;
-      const close = this.#lock(name).takeNow();
-      if (close !== null) return { name, close };
+      const release = this.#lock(name).takeNow();
+      if (release !== null) return { name, release };
     }
+  }
+
+  /** Counts a user of a cache until it is closed, which can be done again. */
+  #use(name: string, release: () => void): () => void {
+    this.#users.set(name, (this.#users.get(name) ?? 0) + 1);
+    let open = true;
+    return () => {
+      if (!open) return;
+      open = false;
+      const others = (this.#users.get(name) ?? 0) - 1;
+      if (others === 0) this.#users.delete(name);
+      else this.#users.set(name, others);
+      release();
+    };
   }
 
   #lock(name: string): SharedLock {
@@ -176,10 +204,7 @@ export class Caches {
   async #begin(name: string, begin: CacheRequest["begin"]): Promise<void> {
     const [image, place] = [this.#image(name), this.#place(name)];
     if (!this.#mounted.has(place)) {
-      if (!existsSync(image)) {
-        await this.#makeRoom(name.slice(0, name.indexOf("/")));
-        await this.#disks.createAt(image, this.#limits.cacheBytes);
-      }
+      if (!existsSync(image)) await this.#disks.createAt(image, this.#limits.cacheBytes);
       await mkdir(place, { recursive: true, mode: 0o700 });
       await detached(image);
       // What is deleted in it is given back to the host.
@@ -195,15 +220,14 @@ export class Caches {
     await rename(unfinished, content);
   }
 
-  /** For one more cache of the project: each that is mounted takes a device and memory of the host's. */
-  async #makeRoom(projectId: string): Promise<void> {
+  /** For one more cache that the project uses. @throws BerthError `quota_exceeded` */
+  async #makeRoom(projectId: string, name: string): Promise<void> {
+    const { projectBytes, projectCaches, projectInUse } = this.#limits;
+    const inUse = [...this.#users.keys()].filter((each) => each.startsWith(`${projectId}/`)).length;
+    if (inUse > projectInUse) throw inUseAlready(`are ${String(projectInUse)}, which is as many as it may use at once`);
     await mkdir(`${this.#dir}/${projectId}`, { recursive: true, mode: 0o700 });
-    const { projectCaches } = this.#limits;
-    if ((await this.#tidyProject(projectId, projectCaches - 1)) < projectCaches) return;
-    throw new BerthError(
-      "quota_exceeded",
-      `The project's builds use ${projectCaches} caches on this host now, and can't use another.`,
-    );
+    const bytes = await this.#tidyProject(projectId, existsSync(this.#image(name)) ? projectCaches : projectCaches - 1);
+    if (bytes > projectBytes) throw inUseAlready(`hold ${String(bytes)} bytes, more than ${String(projectBytes)}`);
   }
 
   async #remove(name: string): Promise<boolean> {
@@ -241,6 +265,10 @@ export class Caches {
   #place(name: string): string {
     return `${this.#mounts}/${name.replace("/", "-")}`;
   }
+}
+
+function inUseAlready(what: string): BerthError {
+  return new BerthError("quota_exceeded", `The caches that the project's builds use on this host now ${what}.`);
 }
 
 /** A mount of it that just ended takes its loop device with it a moment later. */

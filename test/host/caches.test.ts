@@ -19,7 +19,7 @@ import { mountsBelow } from "../../src/isolation/apply/mount-table.ts";
 import { type CacheLimits, Caches, type OpenCache } from "../../src/isolation/caches.ts";
 
 const MiB = 1024 * 1024;
-const roomy: CacheLimits = { cacheBytes: 64 * MiB, projectBytes: 1024 * MiB, projectCaches: 100 };
+const roomy: CacheLimits = { cacheBytes: 64 * MiB, projectBytes: 1024 * MiB, projectCaches: 100, projectInUse: 100 };
 let directory: string;
 let disks: Disks;
 
@@ -154,7 +154,7 @@ test("a new one takes the place of the oldest that nobody uses; when all are in 
     ["c", 20],
   ] as const)
     await makeOld(id, seconds);
-  const caches = makeCaches({ projectCaches: 3 });
+  const caches = makeCaches({ projectCaches: 3, projectInUse: 3 });
   const first = await open(caches, "a");
   age(images(), 50);
   const others = [await open(caches, "d"), await open(caches, "e")];
@@ -168,4 +168,44 @@ test("a new one takes the place of the oldest that nobody uses; when all are in 
   for (const cache of [await open(caches, "f"), ...others]) cache.close();
   expect(await caches.prune("prj_one")).toBeGreaterThan(0);
   expect(images()).toEqual([]);
+});
+
+test("while what is in use holds too much, no other is opened; with a higher limit it is", async () => {
+  const caches = makeCaches({ projectBytes: 24 * MiB });
+  const used = [await open(caches, "a"), await open(caches, "b")];
+  for (const { path } of used) writeFileSync(`${path}/much`, Buffer.alloc(16 * MiB, 1));
+  await expect(open(caches, "c")).rejects.toMatchObject({ code: "quota_exceeded" });
+  await expect(open(caches, "c")).rejects.toThrow(/ hold \d+ bytes, more than 25165824\.$/);
+  expect(images()).toHaveLength(2);
+  // Whoever has one open already is no further cache; another project has its own.
+  (await open(caches, "a")).close();
+  (await open(caches, "c", "prj_two")).close();
+  // The oldest that is given back goes, and there is room.
+  used[0]?.close();
+  const third = await open(caches, "c");
+  expect(images()).toHaveLength(2);
+  expect(existsSync(`${used[1]?.path ?? ""}/much`)).toBe(true);
+  for (const cache of [third, ...used]) cache.close();
+  const unbounded = makeCaches();
+  for (const id of ["d", "e", "f"]) {
+    const cache = await open(unbounded, id);
+    used.push(cache);
+    writeFileSync(`${cache.path}/much`, Buffer.alloc(16 * MiB, 1));
+  }
+  expect(images()).toHaveLength(5);
+  for (const cache of used) cache.close();
+});
+
+test("so many are used at once and no more, private copies as well", async () => {
+  const caches = makeCaches({ projectInUse: 2 });
+  const request = { projectId: "prj_one", id: "p", sharing: "private", begin: () => Promise.resolve() } as const;
+  const copy = () => caches.open({ ...request, signal: new AbortController().signal });
+  const [one, two] = [await copy(), await copy()];
+  await expect(copy()).rejects.toMatchObject({ code: "quota_exceeded" });
+  // Closing twice gives back one place.
+  one.close();
+  one.close();
+  const three = await copy();
+  await expect(copy()).rejects.toMatchObject({ code: "quota_exceeded" });
+  for (const cache of [two, three]) cache.close();
 });
