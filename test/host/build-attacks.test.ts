@@ -1,7 +1,11 @@
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { writeTar } from "../../src/image/tar-write.ts";
 import { type BuildWorker, busybox, startBuildWorker } from "../support/builds.ts";
-import { entry } from "../support/image.ts";
+import { collect, entry } from "../support/image.ts";
 
 // Builds by strangers: what they bring must stay inside. The canary is a file of the host at a path that they aim at.
 // `carelessly` shows that the aim is good: whoever follows the same paths without staying in the image gets there.
@@ -76,6 +80,72 @@ test("COPY out of a stage whose files are links to everywhere reads the stage on
   }
 });
 
+test("links of a context lead nowhere but into the context; unpacked and followed they lead to the host", async () => {
+  const link = (path: string, target: string) => entry(path, { type: "symlink", target });
+  const up = "../".repeat(20);
+  const links = [
+    link("abs", canary),
+    link("rel", `${up}tmp/berth-build-canary`),
+    link("all", "/"),
+    link("d/in", "../a"),
+  ];
+  const copies = ["abs", "rel", "all/tmp/berth-build-canary", `${up}tmp/berth-build-canary`, canary];
+  for (const source of copies) {
+    const refused = await worker.build("context", ["FROM base", `COPY ${source} /x`], links);
+    expect(refused.error, source).toMatchObject({ code: "invalid_context", facts: { line: 2 } });
+  }
+  // The same names, where the context has them.
+  const own = [...links, entry("tmp/berth-build-canary", { content: "mine\n" }), entry("a", { content: "a\n" })];
+  for (const source of [...copies, "d/in"]) {
+    const answer = await worker.build("context", ["FROM base", `COPY ${source} /x`, "RUN cat /x"], own, {
+      noCache: true,
+    });
+    expect(answer.error, source).toBeNull();
+    expect(answer.log, source).toContain(source === "d/in" ? "stdout: a" : "stdout: mine");
+  }
+  const careless = mkdtempSync(join(tmpdir(), "berth-careless-"));
+  try {
+    execFileSync("tar", ["x", "-C", careless], { input: await collect(writeTar(links)) });
+    for (const source of copies.slice(0, 4)) expect(readFileSync(join(careless, source), "utf8")).toBe("host\n");
+  } finally {
+    rmSync(careless, { recursive: true });
+  }
+});
+
+test("caches and bind mounts of a stage begin with what is in the stage, wherever source= leads, several at once", async () => {
+  const stage = [
+    "FROM base AS evil",
+    "RUN mkdir /tmp && echo mine > /tmp/berth-build-canary && ln -s / /up && ln -s ../../../../../../tmp /rel",
+  ];
+  const sources = ["/up/tmp", "/rel", "/../../../tmp"];
+  const seen = sources.slice(0, 2).map((source) => `${source}/berth-build-canary`);
+  const evil = await worker.build("evil", stage, {}, { carelessly: { read: seen } });
+  expect(evil.strayed).toEqual(["host\n", "host\n"]);
+  const reading = (name: string) => [
+    `FROM base AS ${name}`,
+    `RUN ${sources.map((source, i) => `--mount=type=cache,target=/c${String(i)},id=trick,from=evil,source=${source}`).join(" ")} \\`,
+    `  ${sources.map((source, i) => `--mount=type=bind,target=/b${String(i)},from=evil,source=${source}`).join(" ")} \\`,
+    "  cat /c?/berth-build-canary /b?/berth-build-canary | sort | uniq -c | awk '{print $1, $2}'; touch /done",
+  ];
+  const answer = await worker.build("tricks", [
+    ...stage,
+    ...reading("one"),
+    ...reading("two"),
+    "FROM base",
+    "COPY --from=one /done /1",
+    "COPY --from=two /done /2",
+  ]);
+  expect(answer.error).toBeNull();
+  expect(answer.log.filter((line) => line.startsWith("stdout"))).toEqual(["stdout: 6 mine", "stdout: 6 mine"]);
+  // A mount's place is found in the image as well.
+  const place = await worker.build("place", [
+    ...stage,
+    `RUN --mount=type=cache,id=place,target=/up${canary}-made touch /rel/berth-build-canary-made/f && ls ${canary}-made`,
+  ]);
+  expect(place.error).toBeNull();
+  expect(place.log).toContain("stdout: f");
+});
+
 test("WORKDIR can't reach the worker's descriptors, by name or by a link; no descriptor leaks into a step", async () => {
   for (const lines of [
     ["WORKDIR /proc/self/fd/7"],
@@ -85,6 +155,16 @@ test("WORKDIR can't reach the worker's descriptors, by name or by a link; no des
     const answer = await worker.build("workdir", ["FROM base", ...lines, "RUN ls -l ../../../tmp"]);
     expect(answer.error).toMatchObject({ code: "invalid_dockerfile", facts: { line: lines.length + 1 } });
   }
+  // Where such a link is followed as the worker, it leads to what the worker has.
+  const careless = await worker.build(
+    "aim",
+    ["FROM base", "RUN ln -s /proc/self/root/tmp/berth-build-canary /x"],
+    {},
+    {
+      carelessly: { read: ["/x"] },
+    },
+  );
+  expect(careless.strayed).toEqual(["host\n"]);
   const answer = await worker.build("descriptors", ["FROM base", "RUN cd /proc/self/fd && echo * && readlink *"]);
   const out = answer.log.filter((line) => line.startsWith("stdout")).map((line) => line.slice(8));
   // Three of stdio, and the one that the listing itself has open.
@@ -118,9 +198,17 @@ test("programs of the image never run outside the sandbox, whatever their names"
   rmSync(`${canary}-made`);
 });
 
-test("a foreign frontend is noted and never fetched", async () => {
-  const answer = await worker.build("syntax", ["# syntax=evil.example/frontend:latest", "FROM base", "RUN true"]);
-  expect(answer.error).toBeNull();
+test("a foreign frontend is noted and never run: neither one of a registry nor one that is an image here", async () => {
+  const frontend = ["FROM base", "RUN echo 'echo the frontend ran' > /run && chmod 755 /run", 'ENTRYPOINT ["/run"]'];
+  expect((await worker.build("frontend", frontend)).error).toBeNull();
+  for (const name of ["evil.example/frontend:latest", "frontend"]) {
+    const answer = await worker.build("syntax", [`# syntax=${name}`, "FROM base", "RUN true"]);
+    expect(answer.error).toBeNull();
+    expect(answer.steps).toHaveLength(2);
+    expect(answer.log.join()).not.toContain("the frontend ran");
+  }
+  // Run, it says so.
+  expect((await worker.build("run", ["FROM frontend", "RUN /run"])).log).toContain("stdout: the frontend ran");
 });
 
 test("an image is what its builder may see: setuid and owners stay, ids beyond the range become nobody's", async () => {
