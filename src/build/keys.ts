@@ -14,6 +14,11 @@ export function chainKey(layers: readonly Pick<Layer, "diffId">[]): string {
   return digest(layers.map(({ diffId }) => diffId));
 }
 
+/** Names what is known of the file behind a URL, which may have a secret in it. */
+export function fileKey(url: string): string {
+  return digest(["file", url]);
+}
+
 /**
  * What a step's result depends on: the filesystem it starts from (`parent`, a chainKey), its own meaning with all
  * variables expanded, and `content`, a digest of all that it reads besides (files of the context, another stage's

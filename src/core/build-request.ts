@@ -51,6 +51,16 @@ export interface StepResult {
   from?: string;
 }
 
+/** A file as it was downloaded, and what its server is asked to compare (RFC 9110, 13.1): the entity tag, or else the time. */
+export interface KnownFile {
+  etag: string | null;
+  /** Last-Modified, in seconds since 1970; 0: none. */
+  modified: number;
+  /** In hex. */
+  sha256: string;
+  sizeBytes: number;
+}
+
 /** Something in a Dockerfile that works but is probably not meant; `check` is a build check's name. `line` counts from 1. */
 export interface BuildWarningView {
   check: string;

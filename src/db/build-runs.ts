@@ -1,4 +1,11 @@
-import type { BuildRequest, BuildStepView, BuildWarningView, StepResult, TarSource } from "../core/build-request.ts";
+import type {
+  BuildRequest,
+  BuildStepView,
+  BuildWarningView,
+  KnownFile,
+  StepResult,
+  TarSource,
+} from "../core/build-request.ts";
 import type { GitSource } from "../core/git-source.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
@@ -87,17 +94,9 @@ export async function reportBuild(
   return rows.length > 0;
 }
 
-/**
- * What a step with this key made before in the project; null: nothing that is known. That it was used is noted once an
- * hour only: a write that waits for the disk would cost an unchanged rebuild more than all the rest.
- */
+/** What a step with this key made before in the project; null: nothing that is known. */
 export async function findCachedStep(db: Db, projectId: string, key: string): Promise<StepResult | null> {
-  const rows = await db.execute<{ result: StepResult } & Record<string, unknown>>(sql`
-    with touched as (
-      update build_cache set used_at = now()
-      where project_id = ${projectId} and key = ${key} and used_at < now() - interval '1 hour')
-    select result from build_cache where project_id = ${projectId} and key = ${key}`);
-  return rows[0]?.result ?? null;
+  return (await findCached(db, projectId, key)) as StepResult | null;
 }
 
 /**
@@ -105,6 +104,38 @@ export async function findCachedStep(db: Db, projectId: string, key: string): Pr
  * layer may be gone.
  */
 export async function keepCachedStep(db: Db, job: ClaimedJob, key: string, result: StepResult): Promise<void> {
+  await keepCached(db, job, key, result);
+}
+
+/** What a build of the project has downloaded; `key` as `fileKey` makes it. */
+export async function findCachedFile(db: Db, projectId: string, key: string): Promise<KnownFile | null> {
+  return ((await findCached(db, projectId, key)) as { file: KnownFile } | null)?.file ?? null;
+}
+
+/** Remembers what was downloaded, as long as the job is held. */
+export async function keepCachedFile(db: Db, job: ClaimedJob, key: string, file: KnownFile): Promise<void> {
+  await keepCached(db, job, key, { file });
+}
+
+/**
+ * A result of the project's cache. That it was used is noted once an hour only: a write that waits for the disk would cost
+ * an unchanged rebuild more than all the rest.
+ */
+async function findCached(db: Db, projectId: string, key: string): Promise<unknown> {
+  const rows = await db.execute<{ result: unknown }>(sql`
+    with touched as (
+      update build_cache set used_at = now()
+      where project_id = ${projectId} and key = ${key} and used_at < now() - interval '1 hour')
+    select result from build_cache where project_id = ${projectId} and key = ${key}`);
+  return rows[0]?.result ?? null;
+}
+
+async function keepCached(
+  db: Db,
+  job: ClaimedJob,
+  key: string,
+  result: StepResult | { file: KnownFile },
+): Promise<void> {
   await db.execute(sql`
     insert into build_cache (project_id, key, result)
     select ${job.projectId}, ${key}, ${JSON.stringify(result)}::jsonb where ${held(job)}

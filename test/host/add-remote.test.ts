@@ -20,10 +20,17 @@ let git: GitServer;
 let commit: string;
 let tar: Buffer;
 const requests: string[] = [];
+/** A file whose server compares tags, and the statuses that it has answered. */
+let tagged = { etag: '"1"', content: "one" };
+const transfers: number[] = [];
 const server = createServer((request, response) => {
   const path = request.url ?? "/";
   requests.push(path);
-  if (path.endsWith(".tar.xz")) response.end(compressed("xz"));
+  if (path === "/tagged") {
+    const same = request.headers["if-none-match"] === tagged.etag;
+    transfers.push(same ? 304 : 200);
+    response.writeHead(same ? 304 : 200, { etag: tagged.etag }).end(same ? undefined : tagged.content);
+  } else if (path.endsWith(".tar.xz")) response.end(compressed("xz"));
   else response.writeHead(200, { "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT" }).end(`content of ${path}`);
 });
 const allowed = { outboundAllow: ["127.0.0.0/8"] };
@@ -78,6 +85,31 @@ test("a checksum is checked, and with it nothing is downloaded again", async () 
     allowed,
   );
   expect(wrong.error).toMatchObject({ code: "digest_mismatch", facts: { line: 2 } });
+});
+
+test("without a checksum the server is asked whether it is the same; if so nothing is downloaded, unless a step needs it", async () => {
+  const dockerfile = (first: string) => ["FROM scratch", `COPY <<E /f\n${first}\nE`, `ADD ${at("/tagged")} /x`];
+  const cached = async (first: string, more: { noCache?: boolean } = {}) => {
+    const built = await worker.build("tagged", dockerfile(first), {}, { ...allowed, ...more });
+    expect(built.error).toBeNull();
+    expect(built.files["/x"]).toBe("600 0:0");
+    return { cached: built.steps.at(-1)?.cached, transfers: transfers.splice(0) };
+  };
+  expect(await cached("a")).toEqual({ cached: false, transfers: [200] });
+  expect(await cached("a")).toEqual({ cached: true, transfers: [304] });
+  expect(await cached("b")).toEqual({ cached: false, transfers: [304, 200] });
+  expect(await cached("b", { noCache: true })).toEqual({ cached: false, transfers: [200] });
+  // Other bytes are another file; the same bytes with another tag are the same.
+  tagged = { etag: '"2"', content: "one" };
+  expect(await cached("b")).toEqual({ cached: true, transfers: [200] });
+  tagged = { etag: '"3"', content: "two" };
+  expect(await cached("b")).toEqual({ cached: false, transfers: [200] });
+  // A server that says the same and then has something else.
+  tagged = { etag: '"3"', content: "changed behind its tag" };
+  const lied = await worker.build("tagged", dockerfile("c"), {}, allowed);
+  expect(lied.error).toMatchObject({ code: "download_failed", facts: { line: 5 } });
+  transfers.length = 0;
+  expect(await cached("c")).toEqual({ cached: false, transfers: [304, 200] });
 });
 
 test("archives: local ones in every compression are unpacked, remote ones when they are asked to", async () => {

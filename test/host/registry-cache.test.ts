@@ -311,6 +311,18 @@ test("naming another project's layer gives nothing of it, though the host has it
   expect(thief.log).toContain(`the cache ${claim} is not used any more. `);
 });
 
+test("the users are for private base images too", async () => {
+  await build(host.project, { tag: "base:1" }, { lines: ["FROM scratch", "COPY page /page"] });
+  const pushed = { reference: "base:1", destination: at("base"), auth: { username: "ada", password: "secret" } };
+  const push = await host.ask<{ status: string }>("POST", "/v1/images/push", pushed, { prefer: "wait=60" });
+  expect(push.body.status).toBe("succeeded");
+  const project = await host.api.project("private-base");
+  const lines = [`FROM ${at("base")}`, "COPY page /again"];
+  const denied = await build(project, {}, { lines, password: "hunter2" });
+  expect(denied).toMatchObject({ status: "failed", error: { code: "registry_denied", line: 1 } });
+  expect(await build(project, {}, { lines })).toMatchObject({ status: "succeeded", done: ["COPY page"] });
+});
+
 /** Has the stranger's registry serve the layers of a cache of the real one. */
 async function serveLayers(name: string, { layers }: CacheManifest): Promise<void> {
   for (const { digest } of layers) {

@@ -18,10 +18,15 @@ interface Build {
 
 let host: DrivenHost;
 const files = new Map<string, Buffer>();
+/** Statuses of the requests for /file. */
+const answers: number[] = [];
 const server = createServer((request, response) => {
   const content = files.get(request.url ?? "");
-  if (content === undefined) response.writeHead(404).end();
-  else response.end(content);
+  if (content === undefined) return response.writeHead(404).end();
+  const etag = `"${content.toString("hex").slice(0, 20)}"`;
+  const same = request.headers["if-none-match"] === etag;
+  if (request.url === "/file") answers.push(same ? 304 : 200);
+  return response.writeHead(same ? 304 : 200, { etag }).end(same ? undefined : content);
 });
 const at = (path: string) => `http://127.0.0.1:${String((server.address() as AddressInfo).port)}${path}`;
 
@@ -66,4 +71,18 @@ test("what can't be downloaded fails the build with its line", async () => {
   expect(made).toMatchObject({ status: "failed", error: { code: "invalid_context", line: 2 } });
   const none = await build({ source: { tar: { url: at("/nothing.tar.gz") } } });
   expect(none).toMatchObject({ status: "failed", error: { code: "invalid_context" }, source: { digest: null } });
+});
+
+test("what was added from a URL is remembered for the project, until its cache is emptied", async () => {
+  const source = { tar: { url: at("/context.tar.gz") } };
+  const contexts = { data: at("/data.tar") };
+  await build({ source, contexts });
+  answers.length = 0;
+  await build({ source, contexts });
+  expect(answers).toEqual([304]);
+  const { body: pruned } = await host.ask<{ steps: { count: number } }>("POST", "/v1/builds/prune");
+  // COPY and ADD: a file is no step.
+  expect(pruned.steps.count).toBe(2);
+  await build({ source, contexts });
+  expect(answers).toEqual([304, 200]);
 });

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { resolveIn } from "../../src/build/tree.ts";
-import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
+import type { BuildRequest, KnownFile, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
 import type { Image } from "../../src/core/image.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
@@ -59,6 +59,7 @@ const blobs = new FileBlobs(`${dataDir}/blobs`);
 const layers = new LayerStore(`${dataDir}/worker/layers`, blobs);
 const images = new Map<string, Image>();
 const cache = new Map<string, StepResult>();
+const downloads = new Map<string, KnownFile>();
 
 const withRoot = <T>(paths: readonly string[], use: (root: RootView) => Promise<T>) =>
   sandboxes.withView(paths, (root) => use(new RootView(root)));
@@ -133,6 +134,13 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           return Promise.resolve();
         },
         scratch: `${dataDir}/worker/builds`,
+        files: {
+          find: (url) => Promise.resolve(downloads.get(url) ?? null),
+          keep: (url, file) => {
+            downloads.set(url, file);
+            return Promise.resolve();
+          },
+        },
         registry: new Registry({ mirrors: new Map(), insecure: new Set(), allow: [] }),
         registryAuth: new Map(),
         importLayer: () => Promise.reject(new Error("there are no caches")),

@@ -4,7 +4,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { download, downloadLimits } from "../../src/engine/build/download.ts";
+import type { KnownFile } from "../../src/core/build-request.ts";
+import { download, downloadLimits, downloadUnless } from "../../src/engine/build/download.ts";
 import { HttpClient } from "../../src/image/http.ts";
 import { OutboundPolicy } from "../../src/image/outbound.ts";
 
@@ -12,6 +13,19 @@ const directory = mkdtempSync(join(tmpdir(), "berth-download-test-"));
 const asked: (string | undefined)[] = [];
 const pages: Record<string, (response: ServerResponse, request: IncomingMessage) => void> = {
   "/file": (response) => response.writeHead(200, { "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT" }).end("hello"),
+  "/tagged": (response, { headers }) => {
+    const same = headers["if-none-match"] === '"v1"';
+    response.writeHead(same ? 304 : 200, { etag: '"v1"' }).end(same ? undefined : "hello");
+  },
+  "/dated": (response, { headers }) => {
+    const same = headers["if-modified-since"] === "Tue, 14 Nov 2023 22:13:20 GMT";
+    response.writeHead(same ? 304 : 200, { "last-modified": "Tue, 14 Nov 2023 22:13:20 GMT" });
+    response.end(same ? undefined : "hello");
+  },
+  "/just-now": (response) => response.writeHead(200, { "last-modified": new Date().toUTCString() }).end("hello"),
+  "/strange-tag": (response) => response.writeHead(200, { etag: `"${"x".repeat(300)}"` }).end("hello"),
+  "/always-304": (response) => response.writeHead(304).end(),
+  "/tag-moved": (response) => response.writeHead(302, { location: "/tagged" }).end(),
   "/moved": (response) => response.writeHead(302, { location: "/file" }).end(),
   "/round": (response) => response.writeHead(302, { location: "/round" }).end(),
   "/inside": (response) => response.writeHead(302, { location: `http://127.0.0.2:${String(port)}/file` }).end(),
@@ -70,7 +84,8 @@ async function get(path: string, more: { limits?: Partial<typeof downloadLimits>
 
 test("a file comes with its digest and time, also behind redirects", async () => {
   const sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-  const expected = { sizeBytes: 5, sha256, modified: 1_700_000_000, content: "hello" };
+  const compared = { etag: null, modified: 1_700_000_000, comparable: true };
+  const expected = { sizeBytes: 5, sha256, content: "hello", ...compared };
   expect(await get("/file")).toEqual(expected);
   expect(await get("/moved?token=secret")).toEqual(expected);
 });
@@ -109,4 +124,31 @@ test("size and time are bounded, and a cancelled build does not wait", async () 
   const waiting = get("/silent", { signal: abort.signal });
   abort.abort(reason);
   await expect(waiting).rejects.toBe(reason);
+});
+
+/** What is known of a file after one download; null: nothing that its server can be asked. */
+async function known(path: string): Promise<KnownFile | null> {
+  const { etag, modified, sha256, sizeBytes, comparable } = await get(path);
+  return comparable ? { etag, modified, sha256, sizeBytes } : null;
+}
+
+async function still(path: string, file: KnownFile): Promise<boolean> {
+  const client = new HttpClient(new OutboundPolicy(["127.0.0.1/32"]), 5_000);
+  clients.push(client);
+  const url = `http://127.0.0.1:${String(port)}${path}`;
+  const found = await downloadUnless(file, url, join(directory, "spool"), client, new AbortController().signal);
+  await found?.file.close();
+  return found === null;
+}
+
+test("a known file is compared by its tag, else by its time if that was old then, and not downloaded again", async () => {
+  for (const path of ["/tagged", "/dated", "/tag-moved"]) {
+    const file = await known(path);
+    if (file === null) throw new Error(`${path} can't be compared`);
+    expect(await still(path, file)).toBe(true);
+    expect(await still(path, { ...file, etag: file.etag === null ? null : '"v0"', modified: 1 })).toBe(false);
+  }
+  for (const path of ["/just-now", "/strange-tag"]) expect(await known(path)).toBeNull();
+  // Nobody asked it to compare.
+  await expect(get("/always-304")).rejects.toMatchObject({ code: "invalid_context" });
 });

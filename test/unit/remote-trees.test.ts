@@ -32,7 +32,8 @@ afterAll(() => {
 });
 
 /** Only files are fetched here, which needs no sandbox. */
-const means = { http, outbound: policy, scratch } as unknown as RemoteMeans;
+const files = { find: () => Promise.resolve(null), keep: () => Promise.resolve() };
+const means = { http, outbound: policy, scratch, files } as unknown as RemoteMeans;
 const signal = new AbortController().signal;
 const file = (name: string) => ({
   kind: "http" as const,

@@ -1,4 +1,3 @@
-import type { FileHandle } from "node:fs/promises";
 import type { IgnoreRules } from "../../build/ignore.ts";
 import { type ByteString, noXattrs } from "../../image/layer-entry.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
@@ -32,12 +31,17 @@ export const directoryEntry: ContextEntry = {
 
 const readSize = 1 << 20;
 
-/** A build context in memory: names, attributes and digests, while the content lies in a file. */
+/** Where the content lies, such as a file that is open. */
+export interface Spool {
+  read(buffer: Buffer, offset: number, length: number, position: number): Promise<{ bytesRead: number }>;
+}
+
+/** A build context in memory: names, attributes and digests, while the content lies elsewhere. */
 export class ContextTree implements FileTree<ContextEntry> {
   readonly #root: Node;
-  readonly #spool: FileHandle;
+  readonly #spool: Spool;
 
-  constructor(spool: FileHandle, root: Node = { entry: directoryEntry, children: new Map(), sorted: null }) {
+  constructor(spool: Spool, root: Node = { entry: directoryEntry, children: new Map(), sorted: null }) {
     this.#spool = spool;
     this.#root = root;
   }

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import type { IncomingMessage } from "node:http";
+import type { KnownFile } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { HttpClient } from "../../image/http.ts";
 
@@ -9,14 +10,14 @@ const maxRedirects = 10;
 export const downloadLimits = { bytes: 4 * 2 ** 30, milliseconds: 10 * 60_000 };
 
 /** A downloaded file: its content is in `file`, which has no name. */
-export interface Download {
+export interface Download extends KnownFile {
   file: FileHandle;
-  sizeBytes: number;
-  /** In hex. */
-  sha256: string;
-  /** Of the header Last-Modified, seconds since 1970; 0 without. */
-  modified: number;
+  /** The server can be asked later whether this is still what it has. */
+  comparable: boolean;
 }
+
+/** A time says that nothing has changed only if it was that old when it was told (RFC 9110, 8.8.2.2). */
+const oldEnoughSeconds = 60;
 
 /**
  * Downloads a file by http(s) into one at `path`, which is unlinked at once. Redirects are followed, never away from
@@ -29,17 +30,34 @@ export async function download(
   path: string,
   http: HttpClient,
   signal: AbortSignal,
-  limits: { bytes: number; milliseconds: number } = downloadLimits,
+  limits = downloadLimits,
 ): Promise<Download> {
+  const found = await downloadUnless(null, url, path, http, signal, limits);
+  if (found === null) throw new Error("a file was compared with none");
+  return found;
+}
+
+/** Downloads a file as `download` does. null: its server says that it still has the known one. */
+export async function downloadUnless(
+  known: KnownFile | null,
+  url: string,
+  path: string,
+  http: HttpClient,
+  signal: AbortSignal,
+  limits = downloadLimits,
+): Promise<Download | null> {
   const timeout = AbortSignal.timeout(limits.milliseconds);
   const both = AbortSignal.any([signal, timeout]);
   const file = await open(path, "wx+", 0o600);
   try {
     await unlink(path);
-    const response = await follow(new URL(url), http, both);
+    const response = await follow(new URL(url), http, both, known);
+    if (response === null) {
+      await file.close();
+      return null;
+    }
     const content = await store(response, file, url, limits.bytes);
-    const modified = Date.parse(response.headers["last-modified"] ?? "");
-    return { file, ...content, modified: Number.isNaN(modified) ? 0 : Math.max(0, Math.floor(modified / 1000)) };
+    return { file, ...content, ...validators(response) };
   } catch (error) {
     await file.close();
     signal.throwIfAborted();
@@ -49,13 +67,39 @@ export async function download(
   }
 }
 
-async function follow(start: URL, http: HttpClient, signal: AbortSignal): Promise<IncomingMessage> {
+function validators({ headers }: IncomingMessage): Pick<Download, "etag" | "modified" | "comparable"> {
+  const seconds = (text: string | undefined): number => {
+    const time = Date.parse(text ?? "");
+    return Number.isNaN(time) ? 0 : Math.max(0, Math.floor(time / 1000));
+  };
+  const etag = /^(?:W\/)?"[\x21\x23-\x7e]{1,256}"$/.exec(headers.etag ?? "")?.[0] ?? null;
+  const modified = seconds(headers["last-modified"]);
+  const isOld = modified > 0 && modified + oldEnoughSeconds <= seconds(headers.date);
+  return { etag, modified, comparable: etag !== null || isOld };
+}
+
+/** What asks a server for a file unless it is this one. */
+function condition(known: KnownFile | null): Record<string, string> {
+  if (known === null) return {};
+  if (known.etag !== null) return { "if-none-match": known.etag };
+  return { "if-modified-since": new Date(known.modified * 1000).toUTCString() };
+}
+
+/** null: the known file is what is there. */
+async function follow(
+  start: URL,
+  http: HttpClient,
+  signal: AbortSignal,
+  known: KnownFile | null,
+): Promise<IncomingMessage | null> {
+  const headers = { "user-agent": "berth", ...condition(known) };
   let url = start;
   for (let redirects = 0; redirects <= maxRedirects; redirects++) {
-    const response = await http.send({ method: "GET", url, headers: { "user-agent": "berth" }, signal });
+    const response = await http.send({ method: "GET", url, headers, signal });
     const status = response.statusCode ?? 0;
     if (status === 200) return response;
     response.destroy();
+    if (status === 304 && known !== null) return null;
     const { location } = response.headers;
     if (![301, 302, 303, 307, 308].includes(status) || location === undefined) {
       const code = status >= 500 || status === 429 ? "download_failed" : "invalid_context";

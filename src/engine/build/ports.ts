@@ -1,5 +1,5 @@
 import type { NeededImage } from "../../build/graph.ts";
-import type { BuildWarningView, StepResult, TarSource } from "../../core/build-request.ts";
+import type { BuildWarningView, KnownFile, StepResult, TarSource } from "../../core/build-request.ts";
 import type { GitAuth, GitSource } from "../../core/git-source.ts";
 import type { Image, Layer } from "../../core/image.ts";
 import type { BlobStore } from "../../image/blobs.ts";
@@ -18,6 +18,12 @@ export interface StepCache {
   keep(key: string, result: StepResult): Promise<void>;
 }
 
+/** What the project has downloaded before, by URL. */
+export interface FileMemory {
+  find(url: string): Promise<KnownFile | null>;
+  keep(url: string, file: KnownFile): Promise<void>;
+}
+
 /** All that running a build needs of the host and of the database. */
 export interface BuildMeans {
   blobs: BlobStore;
@@ -34,6 +40,7 @@ export interface BuildMeans {
   outbound: OutboundPolicy;
   /** Downloads from addresses that it checks in the same way. */
   http: HttpClient;
+  files: FileMemory;
   /** What git logs in to the build's repository with. */
   gitAuth: GitAuth | null;
   /** Records what the source was found to be. */

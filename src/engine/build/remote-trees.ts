@@ -1,13 +1,15 @@
 import { randomUUID } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
 import type { RemoteSource } from "../../build/remote-source.ts";
+import type { KnownFile } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { ContextFiles } from "../../core/named-context.ts";
-import { noXattrs, toByteString } from "../../image/layer-entry.ts";
 import { Turns } from "../../image/turns.ts";
 import { type Context, readContext } from "./context.ts";
-import { ContextTree } from "./context-tree.ts";
+import type { ContextTree } from "./context-tree.ts";
 import { hostDecompress } from "./decompress-program.ts";
-import { download } from "./download.ts";
+import { type Download, download, downloadUnless } from "./download.ts";
+import { fileContext, laterContent } from "./file-context.ts";
 import { withGitTree } from "./git-tree.ts";
 import type { BuildMeans } from "./ports.ts";
 
@@ -15,7 +17,7 @@ import type { BuildMeans } from "./ports.ts";
 export const remoteLimits = { atOnce: 3, bytes: 8 * 2 ** 30 };
 
 /** What fetching needs of a build's means. */
-export type RemoteMeans = Pick<BuildMeans, "sandboxes" | "outbound" | "http" | "scratch">;
+export type RemoteMeans = Pick<BuildMeans, "sandboxes" | "outbound" | "http" | "files" | "scratch">;
 
 /** What the steps of one build read from elsewhere: each source is fetched once, and goes when the build has ended. */
 export class RemoteTrees {
@@ -53,13 +55,16 @@ export class RemoteTrees {
   }
 
   async #bounded(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<Context> {
-    signal.throwIfAborted();
-    if (this.#bytes > this.#limits.bytes) {
-      throw new BerthError("invalid_context", `What the build fetches has more than ${this.#limits.bytes} bytes.`);
-    }
+    this.#checkBytes(signal);
     const context = await this.#fetch(source, checksum, signal);
     this.#bytes += context.bytes;
     return context;
+  }
+
+  #checkBytes(signal: AbortSignal): void {
+    signal.throwIfAborted();
+    if (this.#bytes <= this.#limits.bytes) return;
+    throw new BerthError("invalid_context", `What the build fetches has more than ${this.#limits.bytes} bytes.`);
   }
 
   #fetch(source: RemoteSource | ContextFiles, checksum: string | null, signal: AbortSignal): Promise<Context> {
@@ -74,30 +79,37 @@ export class RemoteTrees {
   }
 
   async #file(source: RemoteSource & { kind: "http" }, checksum: string | null, signal: AbortSignal): Promise<Context> {
-    const { file, sizeBytes, sha256, modified } = await download(
-      source.url,
-      this.#spoolPath(),
-      this.#means.http,
-      signal,
-    );
+    const { files, http } = this.#means;
+    const known = checksum === null ? await files.find(source.url) : null;
+    const found = await downloadUnless(known, source.url, this.#spoolPath(), http, signal);
+    if (found === null && known !== null) {
+      const content = laterContent(() => this.#turns.take(() => this.#again(source.url, known, signal)));
+      return fileContext(source.name, known, content, 0);
+    }
+    if (found === null) throw new Error("a file was compared with none");
+    const { file, sha256, sizeBytes } = found;
     if (checksum !== null && checksum !== `sha256:${sha256}`) {
       await file.close();
       throw new BerthError("digest_mismatch", `The file has the checksum sha256:${sha256}, not ${checksum}.`);
     }
-    const tree = new ContextTree(file);
-    tree.add([toByteString(source.name === "" ? "download" : source.name)], {
-      type: "file",
-      mode: 0o600,
-      uid: 0,
-      gid: 0,
-      mtime: { seconds: modified, nanoseconds: 0 },
-      size: sizeBytes,
-      target: "",
-      xattrs: noXattrs,
-      offset: 0,
-      sha256,
-    });
-    return { tree, files: 1, bytes: sizeBytes, newest: modified, close: () => file.close() };
+    if (checksum === null) await this.#remember(source.url, found);
+    return fileContext(source.name, found, file, sizeBytes);
+  }
+
+  async #remember(url: string, { etag, modified, sha256, sizeBytes, comparable }: Download): Promise<void> {
+    if (comparable) await this.#means.files.keep(url, { etag, modified, sha256, sizeBytes });
+  }
+
+  /** Downloads what was known, for its bytes. */
+  async #again(url: string, known: KnownFile, signal: AbortSignal): Promise<FileHandle> {
+    this.#checkBytes(signal);
+    const found = await download(url, this.#spoolPath(), this.#means.http, signal);
+    this.#bytes += found.sizeBytes;
+    if (found.sha256 === known.sha256) return found.file;
+    await found.file.close();
+    // Another attempt knows better.
+    await this.#remember(url, found);
+    throw new BerthError("download_failed", "A file to ADD has changed while the build ran.");
   }
 
   async #archive(url: string, signal: AbortSignal): Promise<Context> {

@@ -59,7 +59,8 @@ export async function runBuild(
   const { source } = request;
   const digest = await contextDigest(source, means, report, signal);
   const plain = hostDecompress(means.sandboxes);
-  const remotes = new RemoteTrees(means);
+  const unknown = { ...means.files, find: () => Promise.resolve(null) };
+  const remotes = new RemoteTrees({ ...means, files: request.noCache ? unknown : means.files });
   const context = await readContext(plain(await means.blobs.open(digest)), `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);

@@ -1,11 +1,14 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, readdir, rm } from "node:fs/promises";
+import { fileKey } from "../../build/keys.ts";
 import { BerthError } from "../../core/errors.ts";
 import { formatPlatform } from "../../core/platform.ts";
 import { hubReference, parseReference } from "../../core/reference.ts";
 import {
   beginBuild,
+  findCachedFile,
   findCachedStep,
+  keepCachedFile,
   keepCachedStep,
   recordBuiltImage,
   recordFetched,
@@ -93,6 +96,10 @@ export const build: JobHandler = async (job, services, signal) => {
         await keepCachedStep(db, job, key, result);
         reach("build.kept");
       },
+    },
+    files: {
+      find: (url) => findCachedFile(db, job.projectId, fileKey(url)),
+      keep: (url, file) => keepCachedFile(db, job, fileKey(url), file),
     },
     image: async ({ reference, platform }, abort) => {
       const auth = registryAuth.get(hubReference(parseReference(reference)).registry);
