@@ -73,7 +73,16 @@ export function createApp(services: Services): App {
   app.use(
     cors({
       origin: [...services.corsOrigins],
-      allowHeaders: ["Authorization", "Content-Type", "Berth-Project", "Idempotency-Key", "Prefer", "Last-Event-ID"],
+      allowHeaders: [
+        "Authorization",
+        "Content-Type",
+        "Berth-Project",
+        "Berth-Build-Secrets",
+        "Berth-Registry-Auth",
+        "Idempotency-Key",
+        "Prefer",
+        "Last-Event-ID",
+      ],
       exposeHeaders: ["Location", "X-Request-Id", "Preference-Applied", "Idempotency-Replayed", "Retry-After"],
       maxAge: 600,
     }),

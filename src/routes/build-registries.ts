@@ -45,7 +45,7 @@ export const RegistryUsers = z
 export const registryHeader = z.object({
   "berth-registry-auth": z
     .string()
-    .max(32_768)
+    .max(12_288)
     .optional()
     .openapi({
       description:

@@ -24,17 +24,23 @@ let host: DrivenHost;
 /** A registry of somebody who does not follow rules: path → what it answers. */
 const served = new Map<string, { type: string; body: Buffer }>();
 const server = createServer((request, response) => {
+  // A download that is waited for by the first who asks.
+  if (request.url === "/slow" && ++slow === 1) return;
   const found = served.get(request.url ?? "");
   if (found === undefined) response.writeHead(404).end();
   else response.writeHead(200, { "content-type": found.type }).end(found.body);
 });
+let slow = 0;
 const stranger = (): string => `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
 
 beforeAll(async () => {
   await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
   [registry, elsewhere] = await Promise.all([startRegistry(htpasswd), startRegistry()]);
   const insecure = [registry.host, elsewhere.host, stranger()].join(",");
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_400, { BERTH_INSECURE_REGISTRIES: insecure });
+  host = await DrivenHost.create(inject("postgresSocketDir"), 21_400, {
+    BERTH_INSECURE_REGISTRIES: insecure,
+    BERTH_OUTBOUND_ALLOW: "127.0.0.0/8",
+  });
   await host.start();
 });
 afterAll(async () => {
@@ -264,6 +270,28 @@ test("a layer that is not what the cache says, or is not there, has the build do
       select 1 from build_cache where project_id = ${project.id} and result ? 'from'`;
     expect(rows).toHaveLength(0);
   }
+});
+
+test("what was under way when a cache failed is done again", async () => {
+  const part = ["FROM scratch AS page", "COPY page /page"];
+  await build(await host.api.project("page"), { cacheTo: at("page") }, { lines: part });
+  const { manifest, config } = await readCache("page");
+  const gone = offer("gone", config, manifest.layers);
+  served.set("/slow", { type: "text/plain", body: Buffer.from("at last") });
+  const lines = [
+    ...part,
+    "FROM scratch AS copied",
+    "COPY --from=page /page /copied",
+    "FROM scratch AS slow",
+    `ADD http://${stranger()}/slow /slow`,
+    "FROM scratch",
+    "COPY --from=slow /slow /slow",
+    "COPY --from=copied /copied /copied",
+  ];
+  const built = await build(await host.api.project("slow"), {}, { lines, cacheFrom: [gone] });
+  expect(built).toMatchObject({ status: "succeeded", error: null });
+  expect(slow).toBe(2);
+  expect(built.done).toHaveLength(5);
 });
 
 test("a cache's wrong layer stays with builds that name it", async () => {

@@ -2,6 +2,8 @@ import type { BuildPlan } from "../../build/step.ts";
 import type { StepResult } from "../../core/build-request.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import { CacheFailure, ImportedCaches } from "./imported-caches.ts";
+import type { FileMemory } from "./ports.ts";
+import { RemoteTrees } from "./remote-trees.ts";
 import { type FinishedStage, runStages } from "./stage-runner.ts";
 import { StepResults } from "./step-results.ts";
 import type { BuildState } from "./step-runner.ts";
@@ -12,6 +14,8 @@ export interface CachedBuild extends FinishedStage {
   imports: ImportedCaches;
 }
 
+type SharedState = Omit<BuildState, "stages" | "signal" | "results" | "remotes">;
+
 /**
  * Builds the stages of a plan with the registries' caches that the build names. When one can't give what it promised, the
  * build is done once more without it; what was made on the way is in the project's own cache.
@@ -19,10 +23,26 @@ export interface CachedBuild extends FinishedStage {
  */
 export async function cachedStages(
   plan: BuildPlan,
-  state: Omit<BuildState, "stages" | "signal" | "results">,
+  state: SharedState,
   { cacheFrom = [], noCache }: { cacheFrom?: readonly string[]; noCache: boolean },
   signal: AbortSignal,
 ): Promise<CachedBuild> {
+  for (let references = cacheFrom; ; ) {
+    const built = await builtWith(references, plan, state, noCache, signal);
+    if (!(built instanceof CacheFailure)) return built;
+    const { reference, message } = built;
+    state.report.line(0, "info", `#0 warning: the cache ${reference} is not used any more. ${message}`);
+    references = references.filter((other) => other !== reference);
+  }
+}
+
+async function builtWith(
+  cacheFrom: readonly string[],
+  plan: BuildPlan,
+  state: SharedState,
+  noCache: boolean,
+  signal: AbortSignal,
+): Promise<CachedBuild | CacheFailure> {
   const { means, report } = state;
   report.plan(plan.stages);
   const imports = new ImportedCaches(cacheFrom, means, report, signal);
@@ -34,15 +54,22 @@ export async function cachedStages(
       return means.layers.lowers(those);
     },
   };
+  // Of this try: what another has given up on the way would not come.
+  const remotes = new RemoteTrees({ ...means, files: noCache ? unknownFiles(means.files) : means.files });
   try {
-    const stage = await runStages(plan, { ...state, means: { ...means, layers }, results }, signal);
+    const stage = await runStages(plan, { ...state, means: { ...means, layers }, results, remotes }, signal);
     signal.throwIfAborted();
     await imports.obtain(stage.layers);
     return { ...stage, results: results.used, imports };
   } catch (error) {
-    if (!(error instanceof CacheFailure)) throw error;
-    report.line(0, "info", `#0 warning: the cache ${error.reference} is not used any more. ${error.message}`);
-    const others = cacheFrom.filter((reference) => reference !== error.reference);
-    return cachedStages(plan, state, { cacheFrom: others, noCache }, signal);
+    if (error instanceof CacheFailure) return error;
+    throw error;
+  } finally {
+    await remotes.close();
   }
+}
+
+/** Files that are downloaded as if for the first time. */
+function unknownFiles(files: FileMemory): FileMemory {
+  return { find: () => Promise.resolve(null), keep: (url, file) => files.keep(url, file) };
 }

@@ -8,8 +8,8 @@ import { Turns } from "../../image/turns.ts";
 import type { BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 
-/** What the caches of one build may cost: the time to read their lists, and bytes of layers (compressed) in all. */
-const limits = { listMs: 30_000, bytes: 32 * 2 ** 30 };
+/** What the caches of one build may cost: the time to read a list, and bytes of layers (compressed) in all. */
+const cacheLimits = { listMs: 30_000, bytes: 32 * 2 ** 30 };
 
 /** Layers that are fetched at the same time. */
 const atOnce = 3;
@@ -51,19 +51,29 @@ export type ImportMeans = Pick<BuildMeans, "cache" | "registry" | "registryAuth"
  */
 export class ImportedCaches {
   readonly #means: ImportMeans;
-  readonly #report: BuildReport;
+  readonly #report: Pick<BuildReport, "line">;
   readonly #outer: AbortSignal;
   /** Of transfers: the first failure ends the others. */
   readonly #failure = new AbortController();
   readonly #signal: AbortSignal;
   /** By its text. */
   readonly #references: ReadonlyMap<string, ImageReference & { registry: string }>;
+  readonly #limits: typeof cacheLimits;
   readonly #far = new Map<string, FarLayer>();
+  /** Names of the layers that were far. */
+  readonly #here = new Set<string>();
   readonly #turns = new Turns(atOnce);
   #loaded: Promise<readonly LoadedCache[]> | null = null;
   #bytes = 0;
 
-  constructor(references: readonly string[], means: ImportMeans, report: BuildReport, signal: AbortSignal) {
+  constructor(
+    references: readonly string[],
+    means: ImportMeans,
+    report: Pick<BuildReport, "line">,
+    signal: AbortSignal,
+    limits = cacheLimits,
+  ) {
+    this.#limits = limits;
     this.#references = new Map(references.map((text) => [text, parseRegistryReference(text)]));
     this.#means = means;
     this.#report = report;
@@ -87,7 +97,7 @@ export class ImportedCaches {
       const result = { ...known, from: reference };
       const { layer } = known;
       const name = layer === null ? "" : layerName(layer);
-      if (layer !== null && !this.#far.has(name)) {
+      if (layer !== null && !this.#far.has(name) && !this.#here.has(name)) {
         this.#far.set(name, { layer, repository, reference, results: [], fetched: null });
       }
       await this.remember(key, result);
@@ -129,10 +139,10 @@ export class ImportedCaches {
     this.#signal.throwIfAborted();
     try {
       this.#bytes += layer.sizeBytes;
-      if (this.#bytes > limits.bytes) {
+      if (this.#bytes > this.#limits.bytes) {
         throw new BerthError(
           "layer_too_large",
-          `What the build takes from caches has more than ${limits.bytes} bytes.`,
+          `What the build takes from caches has more than ${this.#limits.bytes} bytes.`,
         );
       }
       await this.#means.importLayer(layer, repository, this.#signal);
@@ -143,6 +153,7 @@ export class ImportedCaches {
       throw failure;
     }
     this.#far.delete(layerName(layer));
+    this.#here.add(layerName(layer));
     for (const [key, result] of results) await this.#means.cache.keep(key, result);
   }
 
@@ -150,7 +161,7 @@ export class ImportedCaches {
   async #load(text: string): Promise<LoadedCache | null> {
     const reference = this.#references.get(text);
     if (reference === undefined) return null;
-    const timeout = AbortSignal.timeout(limits.listMs);
+    const timeout = AbortSignal.timeout(this.#limits.listMs);
     const signal = AbortSignal.any([this.#outer, timeout]);
     try {
       const auth = this.#means.registryAuth.get(reference.registry) ?? null;

@@ -26,7 +26,6 @@ import { hostDecompress } from "./decompress-program.ts";
 import { exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
-import { RemoteTrees } from "./remote-trees.ts";
 import type { BuildReport } from "./report.ts";
 import { tarContext } from "./tar-context.ts";
 
@@ -59,8 +58,6 @@ export async function runBuild(
   const { source } = request;
   const digest = await contextDigest(source, means, report, signal);
   const plain = hostDecompress(means.sandboxes);
-  const unknown = { ...means.files, find: () => Promise.resolve(null) };
-  const remotes = new RemoteTrees({ ...means, files: request.noCache ? unknown : means.files });
   const context = await readContext(plain(await means.blobs.open(digest)), `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
@@ -80,14 +77,13 @@ export async function runBuild(
       report,
       context: tree,
       images,
-      remotes,
       running: new Turns(runsAtOnce),
     };
     const built = await cachedStages(plan, state, request, signal);
     const stored = await store(means, writeImage(built.config, built.layers));
     return { ...stored, cache: await exported(request, built, means, report, signal) };
   } finally {
-    await Promise.all([context.close(), remotes.close()]);
+    await context.close();
   }
 }
 
