@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { agentApp, listenAgent } from "./agent/server.ts";
+import { listenAgent } from "./agent/listener.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { BerthError } from "./core/errors.ts";
 import { agentKey, formatCredential } from "./core/keys.ts";
@@ -98,7 +98,8 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const runner = new JobRunner(services, { build, pull, push, source, deploy }, jobsAtOnce);
   runner.start();
   const secret = agentKey(key);
-  const agent = await listenAgent(agentApp(services, secret), agentAt, {
+  const loadAgent = async () => (await import("./agent/server.ts")).agentListener(services, secret);
+  const agent = await listenAgent(loadAgent, agentAt, {
     id: host.id,
     key: secret,
     blobsDir: `${config.dataDir}/blobs`,

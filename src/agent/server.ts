@@ -1,18 +1,14 @@
-import { chmod, chown, rm, stat } from "node:fs/promises";
-import { createServer } from "node:https";
-import type { ListenOptions, Server } from "node:net";
+import type { RequestListener } from "node:http";
 import { Readable } from "node:stream";
-import { createAdaptorServer } from "@hono/node-server";
+import { getRequestListener } from "@hono/node-server";
 import { Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { HTTPException } from "hono/http-exception";
 import { z } from "zod";
 import { BerthError, toBerthError } from "../core/errors.ts";
-import { keyedServer } from "../core/keyed-tls.ts";
 import { sameSecret } from "../core/keys.ts";
 import { readContainer } from "../db/inbox.ts";
 import { logPath } from "../engine/container-start.ts";
-import type { AgentListen } from "../engine/host-registration.ts";
 import type { Services } from "../engine/services.ts";
 import { type Change, readChanges } from "../image/changes.ts";
 import { readLog } from "../isolation/container-log.ts";
@@ -148,6 +144,12 @@ export function agentApp(services: Services, key: string): AgentApp {
   return app;
 }
 
+/** The same as what Node's server calls. */
+export function agentListener(services: Services, key: string): RequestListener {
+  const listener = getRequestListener(agentApp(services, key).fetch);
+  return (request, response) => void listener(request, response);
+}
+
 /** As many as an answer has. `truncated`: there are more. */
 async function firstChanges(changes: AsyncIterable<Change>): Promise<{ items: Change[]; truncated: boolean }> {
   const items: Change[] = [];
@@ -160,35 +162,4 @@ async function firstChanges(changes: AsyncIterable<Change>): Promise<{ items: Ch
 
 async function* ndjson(lines: AsyncIterable<object>): AsyncGenerator<string> {
   for await (const line of lines) yield `${JSON.stringify(line)}\n`;
-}
-
-/**
- * Listens on a Unix socket that only root and the owner of `blobsDir` (the API's user) can open, or for other machines by
- * TLS with the agent's key (core/keyed-tls.ts), for who knows it.
- */
-export async function listenAgent(
-  app: Pick<AgentApp, "fetch">,
-  at: AgentListen,
-  host: { id: string; key: string; blobsDir: string },
-): Promise<Server> {
-  if ("socket" in at) {
-    await rm(at.socket, { force: true });
-    const server = createAdaptorServer({ fetch: app.fetch }) as unknown as Server;
-    await listening(server, at.socket);
-    const { uid, gid } = await stat(host.blobsDir);
-    await chown(at.socket, uid, gid);
-    await chmod(at.socket, 0o600);
-    return server;
-  }
-  const serverOptions = keyedServer((identity) => (identity === host.id ? host.key : null));
-  const server = createAdaptorServer({ fetch: app.fetch, createServer, serverOptions }) as unknown as Server;
-  await listening(server, at);
-  return server;
-}
-
-async function listening(server: Server, at: ListenOptions | string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(at, resolve);
-  });
 }

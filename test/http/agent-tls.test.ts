@@ -2,9 +2,10 @@ import { once } from "node:events";
 import { createServer as createHttpServer, get as httpGet } from "node:http";
 import { get as tlsGet } from "node:https";
 import { connect, createServer, type Server } from "node:net";
+import { getRequestListener } from "@hono/node-server";
 import { Hono } from "hono";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { listenAgent } from "../../src/agent/server.ts";
+import { listenAgent } from "../../src/agent/listener.ts";
 import { keyedClient } from "../../src/core/keyed-tls.ts";
 import { agentKey, hostKey } from "../../src/core/keys.ts";
 import { readAll } from "../../src/routes/agents.ts";
@@ -33,7 +34,8 @@ async function agentOf(keyHost?: string): Promise<{ id: string; port: number }> 
   const app = new Hono();
   app.get("/containers/:id/logs", (c) => c.text(secret));
   const key = keyOf(keyHost ?? id);
-  open.push(await listenAgent(app, { host: "127.0.0.1", port }, { id: keyHost ?? id, key, blobsDir: "/nowhere" }));
+  const load = () => Promise.resolve(getRequestListener(app.fetch));
+  open.push(await listenAgent(load, { host: "127.0.0.1", port }, { id: keyHost ?? id, key, blobsDir: "/nowhere" }));
   return { id, port };
 }
 
