@@ -1,9 +1,10 @@
 import { z } from "zod";
 import type { StepResult } from "../core/build-request.ts";
+import type { BerthError } from "../core/errors.ts";
 import type { Layer } from "../core/image.ts";
 import { digestPattern } from "../core/reference.ts";
 import { digestOf } from "./digest.ts";
-import { check, invalidImage, maxDocumentBytes, parseJson } from "./document.ts";
+import { check, invalidImage, parseJson } from "./document.ts";
 import { type Descriptor, descriptor, layerTypes, mediaTypes } from "./manifest.ts";
 
 /*
@@ -14,8 +15,11 @@ import { type Descriptor, descriptor, layerTypes, mediaTypes } from "./manifest.
 /** The media type of a build cache's config. */
 export const buildCacheType = "application/vnd.berth.buildcache.v1+json";
 
-/** As many as a Dockerfile's instructions can make: a step's result may be found in two ways. */
-const limits = { layers: 10_000, steps: 20_000, keys: 2 };
+/**
+ * What a cache may have; a step's result may be found in two ways. A document of that size is read in 30 ms, in which the
+ * worker does nothing else.
+ */
+const limits = { layers: 2_000, steps: 4_000, keys: 2, documentBytes: 2 ** 20 };
 
 const manifestDocument = z.object({
   schemaVersion: z.literal(2),
@@ -49,7 +53,11 @@ export interface BuildCacheManifest {
   layers: Descriptor[];
 }
 
-/** A cache as it is pushed. The same results give the same bytes. */
+function tooLarge(what: string): BerthError {
+  return invalidImage(`as a build cache, its ${what} is larger than 1 MiB`);
+}
+
+/** A cache as it is pushed. The same results give the same bytes. @throws BerthError `invalid_image` when it would be too large. */
 export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
   manifest: Uint8Array;
   config: Uint8Array;
@@ -72,6 +80,9 @@ export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
   const steps = [...groups]
     .sort(([one], [other]) => (one < other ? -1 : 1))
     .map(([, { keys, layer, created }]) => ({ keys, layer: layer === null ? null : placeOf(layer), created }));
+  if (layers.length > limits.layers || steps.length > limits.steps) {
+    throw invalidImage(`a build cache has at most ${String(limits.layers)} layers and ${String(limits.steps)} steps`);
+  }
   const config = Buffer.from(JSON.stringify({ diffIds: layers.map(({ diffId }) => diffId), steps }));
   const configDigest = digestOf(config);
   const manifest = Buffer.from(
@@ -96,13 +107,14 @@ export function parseBuildCacheManifest(bytes: Uint8Array, contentType: string):
   if (declared !== mediaTypes.ociManifest) {
     throw invalidImage(`its manifest has the media type ${JSON.stringify(declared)}, so it is no build cache`);
   }
+  if (bytes.length > limits.documentBytes) throw tooLarge("manifest");
   const { config, layers } = check(manifestDocument, parseJson(bytes, "manifest"), "manifest");
   if (config.mediaType !== buildCacheType) {
     throw invalidImage(
       `its config has the media type ${JSON.stringify(config.mediaType)}, so it is no build cache of Berth's`,
     );
   }
-  if (config.size > maxDocumentBytes) throw invalidImage("its config is larger than 4 MiB");
+  if (config.size > limits.documentBytes) throw tooLarge("config");
   for (const { mediaType } of layers) {
     if (!layerTypes.has(mediaType)) throw invalidImage(`a layer has the media type ${JSON.stringify(mediaType)}`);
   }

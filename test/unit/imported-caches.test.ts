@@ -121,6 +121,11 @@ test("a cancelled build ends with its own reason, and what a cache gives is boun
   await imports.find(key("1"));
   await expect(imports.obtain([layer("a")])).rejects.toThrow("cancelled");
 
+  const leave = new AbortController();
+  const waiting = importing(undefined, { names: ["silent/cache"], signal: leave.signal }).imports.find(key("1"));
+  leave.abort(new Error("cancelled as well"));
+  await expect(waiting).rejects.toThrow("cancelled as well");
+
   const small = importing(undefined, { limits: { listMs: 5_000, bytes: 15 } });
   for (const each of results.keys()) await small.imports.find(each);
   await expect(small.imports.obtain([layer("a"), layer("b")])).rejects.toThrow(/more than 15 bytes/);

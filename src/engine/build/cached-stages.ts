@@ -41,10 +41,13 @@ async function builtWith(
   plan: BuildPlan,
   state: SharedState,
   noCache: boolean,
-  signal: AbortSignal,
+  outer: AbortSignal,
 ): Promise<CachedBuild | CacheFailure> {
   const { means, report } = state;
   report.plan(plan.stages);
+  // Also what is on its way for a step that waits is given up when another has failed.
+  const abort = new AbortController();
+  const signal = AbortSignal.any([outer, abort.signal]);
   const imports = new ImportedCaches(cacheFrom, means, report, signal);
   const results = new StepResults(means.cache, means.blobs, imports, noCache);
   const layers: StepLayers = {
@@ -57,7 +60,7 @@ async function builtWith(
   // Of this try: what another has given up on the way would not come.
   const remotes = new RemoteTrees({ ...means, files: noCache ? unknownFiles(means.files) : means.files });
   try {
-    const stage = await runStages(plan, { ...state, means: { ...means, layers }, results, remotes }, signal);
+    const stage = await runStages(plan, { ...state, means: { ...means, layers }, results, remotes, signal }, abort);
     signal.throwIfAborted();
     await imports.obtain(stage.layers);
     return { ...stage, results: results.used, imports };

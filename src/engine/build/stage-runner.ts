@@ -13,16 +13,15 @@ export interface FinishedStage {
 
 /**
  * Builds the stages of a plan: each as soon as those it reads are done, independent ones side by side. When one fails
- * the others are stopped, and nothing of them runs on when this returns.
+ * the others are stopped by `abort`, which the state's signal is to follow, and nothing of them runs on when this returns.
  */
 export async function runStages(
   plan: BuildPlan,
-  state: Omit<BuildState, "stages" | "signal">,
-  signal: AbortSignal,
+  state: Omit<BuildState, "stages">,
+  abort: AbortController,
 ): Promise<FinishedStage> {
-  const abort = new AbortController();
   const layers = new Map<number, readonly Layer[]>();
-  const shared: BuildState = { ...state, stages: layers, signal: AbortSignal.any([signal, abort.signal]) };
+  const shared: BuildState = { ...state, stages: layers };
   const running = new Map<number, Promise<FinishedStage>>();
   for (const stage of plan.stages) {
     const before = stage.dependsOn.flatMap((number) => running.get(number) ?? []);
