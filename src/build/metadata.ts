@@ -30,7 +30,27 @@ export function isSignal(text: string): boolean {
 
 /** Go's `%q` of a list of strings, which image histories show. */
 export function goStrings(strings: readonly string[]): string {
-  return `[${strings.map((text) => JSON.stringify(text)).join(" ")}]`;
+  return `[${strings.map((text) => `"${text.replace(needsEscape, goEscape)}"`).join(" ")}]`;
+}
+
+/** What Go does not count as printable, quotes and backslashes. */
+const needsEscape = /[^\p{L}\p{M}\p{N}\p{P}\p{S} ]|["\\]/gu;
+const namedEscapes: Record<string, string> = {
+  "\x07": "\\a",
+  "\b": "\\b",
+  "\t": "\\t",
+  "\n": "\\n",
+  "\v": "\\v",
+  "\f": "\\f",
+  "\r": "\\r",
+};
+
+function goEscape(character: string): string {
+  if (character === '"' || character === "\\") return `\\${character}`;
+  const code = character.codePointAt(0) ?? 0;
+  const hex = (digits: number) => code.toString(16).padStart(digits, "0");
+  const numbered = code < 0x80 ? `\\x${hex(2)}` : code < 0x1_0000 ? `\\u${hex(4)}` : `\\U${hex(8)}`;
+  return namedEscapes[character] ?? numbered;
 }
 
 /** Go's `%+v` of a health check, which image histories show. */

@@ -237,7 +237,8 @@ class StagePlanner {
       else this.#config.Cmd = args;
       this.#ownCommand = true;
     } else {
-      this.#config.Entrypoint = args.length === 0 ? null : args;
+      if (args.length === 0) delete this.#config.Entrypoint;
+      else this.#config.Entrypoint = args;
       if (!this.#ownCommand) delete this.#config.Cmd;
     }
     this.#meta(instruction, `${keyword} ${goStrings(args)}`);

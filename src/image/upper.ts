@@ -141,7 +141,7 @@ async function* content(file: Buffer): AsyncGenerator<Uint8Array, void, undefine
 }
 
 function emptyFile(like: LayerEntry, path: ByteString): LayerEntry {
-  return { ...like, path, type: "file", mode: 0o600, size: 0, xattrs: new Map(), content: noContent };
+  return { ...like, path, type: "file", mode: 0o600, uid: 0, gid: 0, size: 0, xattrs: new Map(), content: noContent };
 }
 
 function shiftedBack(id: bigint, idBase: number): number {

@@ -1,6 +1,7 @@
-import { execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { access, mkdtemp, rm } from "node:fs/promises";
 import { promisify } from "node:util";
+import { startDockerd } from "../support/dockerd.ts";
 import { pidsNaming } from "./berth.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
@@ -42,31 +43,9 @@ export async function startDocker(): Promise<Docker | null> {
   await run("ip", ["link", "set", veth, "up"]);
   await run("ip", ["-n", netns, "address", "add", `${subnet}.2/30`, "dev", "eth0"]);
   await run("ip", ["-n", netns, "link", "set", "eth0", "up"]);
-  const socket = `${dir}/docker.sock`;
-  const args = [
-    "--data-root",
-    `${dir}/data`,
-    "--exec-root",
-    `${dir}/run`,
-    "--pidfile",
-    `${dir}/pid`,
-    "--insecure-registry",
-    `${subnet}.0/30`,
-    "-H",
-    `unix://${socket}`,
-  ];
-  const daemon = spawn("nsenter", [`--net=/run/netns/${netns}`, "dockerd", ...args], {
-    stdio: ["ignore", "ignore", "pipe"],
-  });
-  let log = "";
-  const up = new Promise<void>((resolve, reject) => {
-    daemon.stderr.on("data", (chunk: Buffer) => {
-      log = (log + chunk.toString()).slice(-4000);
-      if (log.includes("API listen on")) resolve();
-    });
-    daemon.once("exit", () => reject(new Error(`dockerd ended: ${log}`)));
-  });
-  await up;
+  const enter = ["nsenter", `--net=/run/netns/${netns}`, "dockerd"];
+  const daemon = await startDockerd(dir, [...enter, "--insecure-registry", `${subnet}.0/30`]);
+  const { socket } = daemon;
   const api = new Client({ socketPath: socket });
   const { Version: version } = await api.json<{ Version: string }>("GET", "/version");
   const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
@@ -117,8 +96,7 @@ export async function startDocker(): Promise<Docker | null> {
     },
     async close() {
       api.close();
-      daemon.kill("SIGTERM");
-      await new Promise((resolve) => daemon.once("exit", resolve));
+      await daemon.stop();
       await run("ip", ["netns", "del", netns]);
       await rm(dir, { recursive: true, force: true });
     },

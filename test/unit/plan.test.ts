@@ -368,6 +368,7 @@ const histories: [string, string | null][] = [
   ["ONBUILD RUN x", null],
   ["CMD []", "CMD []"],
   ['CMD ["a", "b c"]', 'CMD ["a" "b c"]'],
+  [String.raw`CMD ["a\u0001\u0007\u007fé\u00a0😀", "\"\\"]`, String.raw`CMD ["a\x01\a\x7fé\u00a0😀" "\"\\"]`],
   ["VOLUME /a /b", "VOLUME [/a /b]"],
   ["COPY --chown=1:2 --chmod=644 a b /d/", "COPY --chown=1:2 --chmod=644 a b /d/"],
   ["WORKDIR $unset", "WORKDIR /"],
