@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { mkdtemp, readdir, readFile, readlink, rm } from "node:fs/promises";
 import { basename } from "node:path";
+import type { Readable } from "node:stream";
 import { readConfig } from "../../src/config.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
@@ -12,6 +14,10 @@ const limits = { cpus: 1, memory: 128 << 20, pids: 128 };
 export interface Berth extends Engine {
   /** Where a source of the default project is pushed to. */
   gitUrl(source: string): string;
+  /** Builds from a context that is sent as it comes. */
+  build(tag: string, context: Buffer | Readable): Promise<void>;
+  /** Process ids of API and worker. */
+  servers(): number[];
 }
 
 /**
@@ -47,9 +53,17 @@ export async function startBerth(port: number, registry: string): Promise<Berth>
         "POST",
         `/v1/builds?tag=${encodeURIComponent(tag)}`,
         context,
-        { prefer: "wait=60" },
+        { prefer: "wait=600" },
       );
       if (build.status !== "succeeded") throw new Error(`the build ended as ${JSON.stringify(build)}`);
+    },
+    servers() {
+      const children = readFileSync(`/proc/${String(server.pid)}/task/${String(server.pid)}/children`, "utf8");
+      return children
+        .trim()
+        .split(" ")
+        .filter((pid) => /(?:api|worker)\.ts/.test(readFileSync(`/proc/${pid}/cmdline`, "utf8")))
+        .map(Number);
     },
     async start(image, command) {
       return (await api.json<{ id: string }>("POST", "/v1/containers", { image, command, resources: limits })).id;

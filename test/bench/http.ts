@@ -1,4 +1,5 @@
 import { Agent, request } from "node:http";
+import { Readable } from "node:stream";
 
 export interface Answer {
   status: number;
@@ -16,10 +17,12 @@ export class Client {
     this.#headers = headers;
   }
 
-  /** Sends JSON (or bytes as they are) and reads the whole answer. */
+  /** Sends JSON (or bytes as they are, or as they come) and reads the whole answer. */
   send(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
-    const bytes = body === undefined ? null : Buffer.isBuffer(body) ? body : Buffer.from(JSON.stringify(body));
-    const type = Buffer.isBuffer(body) ? "application/x-tar" : "application/json";
+    const tar = Buffer.isBuffer(body) || body instanceof Readable;
+    const bytes = body === undefined ? null : tar ? body : Buffer.from(JSON.stringify(body));
+    const length = bytes instanceof Buffer ? { "content-length": String(bytes.length) } : {};
+    const type = { "content-type": tar ? "application/x-tar" : "application/json" };
     return new Promise((resolve, reject) => {
       const outgoing = request(
         {
@@ -29,7 +32,7 @@ export class Client {
           agent: this.#agent,
           headers: {
             ...this.#headers,
-            ...(bytes === null ? {} : { "content-type": type, "content-length": String(bytes.length) }),
+            ...(bytes === null ? {} : { ...type, ...length }),
             ...headers,
           },
         },
@@ -41,7 +44,8 @@ export class Client {
         },
       );
       outgoing.on("error", reject);
-      outgoing.end(bytes);
+      if (bytes instanceof Readable) bytes.on("error", reject).pipe(outgoing);
+      else outgoing.end(bytes);
     });
   }
 

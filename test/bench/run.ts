@@ -9,13 +9,14 @@ import type { Engine } from "./engine.ts";
 import { measureJobs } from "./jobs.ts";
 import { measurePushes } from "./pushes.ts";
 import { measureRebuilds } from "./rebuilds.ts";
+import { measureSizes } from "./sizes.ts";
 import { stampProgram } from "./stamp.ts";
 import { measureStarts, startRows } from "./starts.ts";
 import { formatTable, type Row } from "./table.ts";
 import { measureTransfers, transferRows } from "./transfers.ts";
 
-// `npm run bench [-- --runs N --only jobs,api,starts,rebuilds,pushes,transfers]`: the same work by Berth and by its peers on this
-// machine, in turn, in one run.
+// `npm run bench [-- --runs N --only jobs,api,starts,rebuilds,pushes,transfers,sizes]`: the same work by Berth and by its peers
+// on this machine, in turn, in one run.
 const option = (name: string) => process.argv[process.argv.indexOf(`--${name}`) + 1 || process.argv.length];
 const runs = Number(option("runs") ?? 40);
 const only = option("only")?.split(",");
@@ -64,7 +65,7 @@ if (wanted("api")) console.log(`${formatTable(await measureApi(), "Berth", "(no 
 let berth: Berth | null = null;
 let docker: Docker | null = null;
 let registry: TestRegistry | null = null;
-const ofEngines = ["starts", "rebuilds", "pushes", "transfers"];
+const ofEngines = ["starts", "rebuilds", "pushes", "transfers", "sizes"];
 if (!ofEngines.some(wanted)) process.exit(0);
 try {
   docker = await startDocker();
@@ -75,6 +76,7 @@ try {
   if (wanted("rebuilds")) rows.push(...(await measureRebuilds(berth, docker)));
   if (wanted("pushes")) rows.push(...(await measurePushes(berth, docker)));
   if (wanted("transfers")) rows.push(...(await transfers(berth, docker, registry)));
+  if (wanted("sizes")) rows.push(...(await measureSizes(berth, registry?.host ?? null)));
   const peer = docker === null ? "(docker.io is not installed)" : `${docker.name} (Debian, of 2023)`;
   console.log(formatTable(rows, "Berth", peer));
 } finally {
