@@ -63,6 +63,8 @@ export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
   config: Uint8Array;
   configDigest: string;
   layers: Layer[];
+  /** How many are listed. */
+  steps: number;
 } {
   const layers: Layer[] = [];
   const places = new Map<string, number>();
@@ -93,7 +95,7 @@ export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
       layers: layers.map(({ mediaType, digest, sizeBytes }) => ({ mediaType, digest, size: sizeBytes })),
     }),
   );
-  return { manifest, config, configDigest, layers };
+  return { manifest, config, configDigest, layers, steps: steps.length };
 }
 
 /** Names a layer by its claims, which need not be true of one blob. */

@@ -10,7 +10,7 @@ export const parsed = <T>(parse: (text: string) => T) =>
       return parse(text);
     } catch (error) {
       if (!(error instanceof BerthError)) throw error;
-      context.addIssue({ code: "custom", message: error.message });
+      context.addIssue({ code: "custom", message: error.message.replace(/\.$/, "") });
       return z.NEVER;
     }
   });

@@ -176,7 +176,7 @@ test("another project runs nothing with the cache, and gets the image's own laye
   expect(manifest.layers).toHaveLength(4);
   expect(uploaded(first).sort()).toEqual([manifest.config, ...manifest.layers].map(({ digest }) => digest).sort());
   const job = await host.ask<{ result: unknown }>("GET", `/v1/jobs/${first.jobId}`);
-  expect(job.body.result).toMatchObject({ cacheTo: { layersTransferred: 4, layersSkipped: 0 } });
+  expect(job.body.result).toMatchObject({ cacheTo: { steps: 4, layersTransferred: 4, layersSkipped: 0 } });
 
   const other = await host.api.project("other");
   expect((await build(other, {})).done).toHaveLength(4);

@@ -168,7 +168,7 @@ export class ImportedCaches {
       const { repository, manifest } = await this.#means.registry.resolve(reference, auth, signal);
       const listed = parseBuildCacheManifest(manifest.bytes, manifest.mediaType);
       const results = parseBuildCache(listed, await repository.document(listed.config, signal));
-      this.#report.line(0, "info", `#0 cache: ${text} knows ${results.size} steps`);
+      this.#report.line(0, "info", `#0 cache: ${text} knows ${new Set(results.values()).size} steps`);
       return { reference: text, repository, results };
     } catch (error) {
       this.#outer.throwIfAborted();

@@ -10,20 +10,18 @@ import { resolveIn } from "../../build/tree.ts";
 import type { BuildRequest } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
-import { type ShownError, shownError } from "../../core/job.ts";
 import { parseNamedContext } from "../../core/named-context.ts";
 import { parsePlatform, platformOf } from "../../core/platform.ts";
 import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
-import type { TransferCounts } from "../../image/transfer.ts";
 import { Turns } from "../../image/turns.ts";
-import { type CachedBuild, cachedStages } from "./cached-stages.ts";
+import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { datedLayers } from "./dated-layers.ts";
 import { hostDecompress } from "./decompress-program.ts";
-import { exportCache } from "./export-cache.ts";
+import { type CacheExport, exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
@@ -39,9 +37,6 @@ export interface BuiltImage {
   /** What `cacheTo` came to; null: it was not asked. */
   cache: CacheExport | null;
 }
-
-/** What the export of a cache has moved, or why there is none. */
-export type CacheExport = TransferCounts | { error: ShownError };
 
 /**
  * Runs a build from its context to the stored image. Steps that were done before are taken from the cache, so
@@ -81,7 +76,11 @@ export async function runBuild(
     };
     const built = await cachedStages(plan, state, request, signal);
     const stored = await store(means, writeImage(built.config, built.layers));
-    return { ...stored, cache: await exported(request, built, means, report, signal) };
+    const { cacheTo } = request;
+    return {
+      ...stored,
+      cache: cacheTo === undefined ? null : await exportCache(cacheTo, built, means, report, signal),
+    };
   } finally {
     await context.close();
   }
@@ -163,29 +162,6 @@ async function readOptional(tree: ContextTree, path: string): Promise<string | n
     if (bytes > maxDockerfileLength) break;
   }
   return Buffer.concat(parts).toString("utf8");
-}
-
-/** Exports the steps when the build asks for it. That it fails is said, and takes nothing from the image. */
-async function exported(
-  { cacheTo }: BuildRequest,
-  { results, imports }: CachedBuild,
-  means: BuildMeans,
-  report: BuildReport,
-  signal: AbortSignal,
-): Promise<CacheExport | null> {
-  if (cacheTo === undefined) return null;
-  try {
-    const counts = await exportCache(results, imports, cacheTo, means, signal);
-    const { layersTransferred, layersSkipped, bytesTransferred } = counts;
-    const layers = `${layersTransferred} layers (${bytesTransferred} bytes) sent, ${layersSkipped} were there`;
-    report.line(0, "info", `#0 cache: ${results.size} steps are at ${cacheTo}, ${layers}`);
-    return counts;
-  } catch (error) {
-    signal.throwIfAborted();
-    if (!(error instanceof BerthError)) throw error;
-    report.line(0, "info", `#0 warning: the cache is not exported to ${cacheTo}. ${error.message}`);
-    return { error: shownError(error) };
-  }
 }
 
 async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<Omit<BuiltImage, "cache">> {
