@@ -6,7 +6,10 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
+  renameSync,
   rmSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from "node:fs";
@@ -93,6 +96,34 @@ test("a cache that is full ends what writes to it; a larger one takes the same",
   rmSync(`${full.path}/much`);
   writeFileSync(`${full.path}/little`, "x");
   full.close();
+});
+
+test("what links in a cache lead to stays as it is; followed as the host, they lead there", async () => {
+  const canary = join(directory, "canary");
+  mkdirSync(canary);
+  writeFileSync(`${canary}/file`, "of the host");
+  const caches = makeCaches();
+  const cache = await open(caches, "links");
+  for (const [name, target] of [
+    ["file", `${canary}/file`],
+    ["all", canary],
+    ["up", `${"../".repeat(20)}${canary.slice(1)}`],
+  ] as const)
+    symlinkSync(target, `${cache.path}/${name}`);
+  expect(readFileSync(`${cache.path}/file`, "utf8")).toBe("of the host");
+  expect(readFileSync(`${cache.path}/up/file`, "utf8")).toBe("of the host");
+  // As one that could not be filled: it is removed, and filled anew.
+  renameSync(cache.path, `${cache.path}.new`);
+  cache.close();
+  age(images(), 120);
+  await caches.tidy();
+  const again = await open(caches, "links");
+  expect(readdirSync(again.path)).toEqual([]);
+  expect(readdirSync(join(again.path, ".."))).not.toContain("content.new");
+  symlinkSync(canary, `${again.path}/all`);
+  again.close();
+  expect(await caches.prune("prj_one")).toBeGreaterThan(0);
+  expect(readFileSync(`${canary}/file`, "utf8")).toBe("of the host");
 });
 
 test("set-user-id files of a cache give nothing; on a disk that is mounted without that protection they do", async () => {
