@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { readdirSync } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -82,6 +83,17 @@ test("steps side by side, of stages that wait for each other", async () => {
   await expect.poll(() => programs("sleep 360"), { timeout: 20_000 }).not.toEqual([]);
   expect(await cancelled(`/v1/builds/${id}`)).toBeLessThan(1000);
   expect(programs("sleep 360")).toEqual([]);
+});
+
+test("a layer that is being made of what a step wrote", async () => {
+  const id = await build("FROM box:1\nRUN dd if=/dev/urandom of=/large bs=1M count=400 2>/dev/null; echo written\n");
+  const making = async () => {
+    const rows = await host.api.database.owner`select 1 from build_logs where build_id = ${id} and text = 'written'`;
+    return rows.length > 0 && readdirSync(`${host.config.dataDir}/blobs/tmp`).length > 0;
+  };
+  await expect.poll(making, { timeout: 30_000, interval: 10 }).toBe(true);
+  expect(await cancelled(`/v1/builds/${id}`)).toBeLessThan(1000);
+  expect(readdirSync(`${host.config.dataDir}/blobs/tmp`)).toEqual([]);
 });
 
 test("a pull, a push and a base image from a registry that hangs", async () => {

@@ -1,5 +1,6 @@
 import type { BuildPlan } from "../../build/step.ts";
 import type { StepResult } from "../../core/build-request.ts";
+import { abortableEntries, unlessAborted } from "./abortable.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import { CacheFailure, ImportedCaches } from "./imported-caches.ts";
 import type { FileMemory } from "./ports.ts";
@@ -51,10 +52,10 @@ async function builtWith(
   const imports = new ImportedCaches(cacheFrom, means, report, signal);
   const results = new StepResults(means.cache, means.blobs, imports, noCache);
   const layers: StepLayers = {
-    create: (entries) => means.layers.create(entries),
+    create: (entries) => means.layers.create(abortableEntries(entries, signal)),
     lowers: async (those) => {
       await imports.obtain(those);
-      return means.layers.lowers(those);
+      return unlessAborted(means.layers.lowers(those), signal);
     },
   };
   // Of this try: what another has given up on the way would not come.

@@ -27,7 +27,7 @@ export function mountedContents(origins: Origins, mounts: readonly Mount[]): (()
 export function contentOf(origins: Origins, origin: BindMount["origin"], source: string): Promise<string> {
   const pattern = toByteString(source.replaceAll(/[\\*?[]/g, "\\$&"));
   return withOrigin(origins, origin, (tree) =>
-    copiedContent([{ tree, patterns: [pattern], unpack: false }], { excludes: [], parents: false }),
+    copiedContent([{ tree, patterns: [pattern], unpack: false }], { excludes: [], parents: false }, origins.signal),
   );
 }
 

@@ -5,6 +5,7 @@ import { BerthError } from "../../core/errors.ts";
 import type { Layer } from "../../core/image.ts";
 import { showBytes, toByteString } from "../../image/layer-entry.ts";
 import type { SandboxMount } from "../../isolation/sandbox-spec.ts";
+import { abortableEntries } from "./abortable.ts";
 import { openCaches } from "./cache-mounts.ts";
 import { placeMounts } from "./mount-places.ts";
 import { isLayered, type Origins, originLayers, withLayers, withOrigin } from "./origins.ts";
@@ -48,7 +49,7 @@ export async function withMounts<T>(
   const secrets = readSecrets(state, wanted);
   const scratch: ScratchLayer[] = [];
   const layerOf = async (entries: Parameters<typeof makeScratchLayer>[0]): Promise<string> => {
-    const layer = await makeScratchLayer(entries, state.means);
+    const layer = await makeScratchLayer(abortableEntries(entries, state.signal), state.means);
     scratch.push(layer);
     return layer.path;
   };

@@ -16,6 +16,7 @@ import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
 import { Turns } from "../../image/turns.ts";
+import { abortable } from "./abortable.ts";
 import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
@@ -53,7 +54,8 @@ export async function runBuild(
   const { source } = request;
   const digest = await contextDigest(source, means, report, signal);
   const plain = hostDecompress(means.sandboxes);
-  const context = await readContext(plain(await means.blobs.open(digest)), `${means.scratch}/context`);
+  const tar = abortable(plain(await means.blobs.open(digest)), signal);
+  const context = await readContext(tar, `${means.scratch}/context`);
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();

@@ -85,8 +85,14 @@ export async function runStep(
     signal.throwIfAborted();
     const end = sandboxes.probe(id);
     if (end.state !== "exited" || end.exitCode !== 0) throw failure(step, end, last);
-    const entries = await someOrNone(readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot)));
-    return entries === null ? null : await means.layers.create(entries);
+    const changes = readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot));
+    try {
+      const entries = await someOrNone(changes);
+      return entries === null ? null : await means.layers.create(entries);
+    } finally {
+      // Given up half-way it has the disk open still, which could not be unmounted then.
+      await changes.return();
+    }
   } finally {
     signal.removeEventListener("abort", kill);
     unsubscribe();

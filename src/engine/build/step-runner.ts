@@ -67,7 +67,7 @@ export async function layerOf(
 function contentsOf(state: BuildState, step: LayerStep): (() => Promise<string>)[] {
   if (step.kind === "run") return mountedContents(state, step.mounts);
   if (step.kind === "workdir") return [() => Promise.resolve("")];
-  const whole = () => withSources(state, step, (sources) => copiedContent(sources, step));
+  const whole = () => withSources(state, step, (sources) => copiedContent(sources, step, state.signal));
   const { origin } = step;
   if (isLayered(origin)) return [() => Promise.resolve(chainKey(originLayers(state, origin))), whole];
   const pinned = pinnedContent(step);

@@ -1,0 +1,32 @@
+import type { LayerEntry } from "../../image/layer-entry.ts";
+
+/** The same until the signal aborts, which ends it with the signal's reason. */
+export async function* abortable<T>(source: AsyncIterable<T> | Iterable<T>, signal: AbortSignal): AsyncGenerator<T> {
+  for await (const one of source) {
+    signal.throwIfAborted();
+    yield one;
+  }
+}
+
+/** Entries that end so, as does their content: of a layer of gigabytes nothing more is read. */
+export async function* abortableEntries(
+  entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>,
+  signal: AbortSignal,
+): AsyncGenerator<LayerEntry> {
+  for await (const entry of abortable(entries, signal)) {
+    yield entry.type === "file" ? { ...entry, content: abortable(entry.content, signal) } : entry;
+  }
+}
+
+/** Waits for it until the signal aborts. It goes on then: others may wait for it as well. @throws the signal's reason */
+export async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  const aborted = Promise.withResolvers<never>();
+  const abort = (): void => aborted.reject(signal.reason);
+  signal.addEventListener("abort", abort);
+  try {
+    if (signal.aborted) abort();
+    return await Promise.race([work, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
+}
