@@ -99,9 +99,12 @@ export async function recordDelivery(tx: Tx, source: NoticedSource, { key, event
     on conflict (source_id, delivery_key, (coalesce(ref, ''))) do nothing returning id`;
   if (added.length === 0) return repeated(tx, source, key, asked);
   if (asked !== null) await attachRead(tx, source, id, asked);
+  // By one transaction at a time, since two would wait for each other's rows; there is another delivery after this.
   await tx`
     delete from deliveries where id in (
-      select id from deliveries where source_id = ${source.id} order by received_at desc, id offset ${kept} limit 10)`;
+      select id from deliveries where source_id = ${source.id}
+        and (select pg_try_advisory_xact_lock(hashtextextended(${`deliveries:${source.id}`}, 0)))
+      order by received_at desc, id offset ${kept} limit 10)`;
   return id;
 }
 

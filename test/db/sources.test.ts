@@ -118,6 +118,24 @@ describe("a ref that was read", () => {
   });
 });
 
+test("many deliveries at once keep to the last thousand, and none waits for another's rows for ever", async () => {
+  await db.owner`
+    insert into deliveries (id, source_id, project_id, delivery_key, event, status, received_at)
+    select 'dlv_' || n || ${id}, ${id}, ${projectId}, n::text, 'push', 'ignored', now() - make_interval(secs => 2000 - n)
+    from generate_series(1, 1100) n`;
+  const numbers = Array.from({ length: 40 }, (_, n) => `new ${String(n)}`);
+  await Promise.all(numbers.map(deliver));
+  await deliver("one");
+  const [row] = await db.owner<{ kept: number; fresh: number }[]>`
+    select count(*)::int kept, count(*) filter (where delivery_key like 'new %')::int fresh
+    from deliveries where source_id = ${id}`;
+  expect(row?.fresh).toBe(40);
+  expect(row?.kept).toBeLessThan(1141);
+  for (let n = 0; n < 15; n++) await deliver(`later ${String(n)}`);
+  const [last] = await db.owner<{ n: number }[]>`select count(*)::int n from deliveries where source_id = ${id}`;
+  expect(last?.n).toBe(1000);
+});
+
 test.each([1, 2, 3])("whatever happens at once, the last commit is built last, and no commit twice (%i)", async () => {
   let head = 0;
   let told = 0;
