@@ -80,6 +80,30 @@ test("COPY out of a stage whose files are links to everywhere reads the stage on
   }
 });
 
+test("what a step leaves running is gone before its files are read: a link that it swaps in all the time is never followed", async () => {
+  const swap = "while :; do mv /d /e; ln -s /tmp /d; cat /d/*; rm /d; mv /e /d; done";
+  const answer = await worker.build("swap", [
+    "FROM base AS evil",
+    `RUN mkdir /tmp /d && echo mine > /d/berth-build-canary && (${swap}) >/dev/null 2>&1 & sleep 0.5`,
+    "FROM base",
+    "COPY --from=evil / /got/",
+    // In one of the two names, whenever it was stopped.
+    "RUN cat /got/d/berth-build-canary /got/e/berth-build-canary 2>/dev/null; ls /got/tmp; true",
+  ]);
+  expect(answer.error).toBeNull();
+  expect(answer.log.filter((line) => line.startsWith("stdout"))).toEqual(["stdout: mine"]);
+  // Followed as the host, such a link leads to the canary.
+  const aim = await worker.build(
+    "aim",
+    ["FROM base", "RUN ln -s /tmp /d"],
+    {},
+    {
+      carelessly: { read: ["/d/berth-build-canary"] },
+    },
+  );
+  expect(aim.strayed).toEqual(["host\n"]);
+});
+
 test("links of a context lead nowhere but into the context; unpacked and followed they lead to the host", async () => {
   const link = (path: string, target: string) => entry(path, { type: "symlink", target });
   const up = "../".repeat(20);
