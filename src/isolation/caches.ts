@@ -70,6 +70,8 @@ export class Caches {
   readonly #locks = new Map<string, SharedLock>();
   /** By name, how many have it open: none has no entry. */
   readonly #users = new Map<string, number>();
+  /** By name, while it is open: resolves when there is room for it. */
+  readonly #rooms = new Map<string, Promise<void>>();
   /** By name: resolves when its directory is there. */
   readonly #ready = new Map<string, Promise<void>>();
   readonly #mounted: Set<string>;
@@ -102,7 +104,10 @@ export class Caches {
         : await this.#take(`${projectId}/${hash}-0`, sharing === "locked", signal);
     const close = this.#use(name, release);
     try {
-      if (this.#users.get(name) === 1) await this.#makeRoom(projectId, name);
+      // Who opens it at the same time waits, and fails, with the first.
+      const room = this.#rooms.get(name) ?? this.#makeRoom(projectId, name);
+      this.#rooms.set(name, room);
+      await room;
       let ready = this.#ready.get(name);
       if (ready === undefined) {
         ready = this.#begin(name, begin);
@@ -189,8 +194,10 @@ export class Caches {
       if (!open) return;
       open = false;
       const others = (this.#users.get(name) ?? 0) - 1;
-      if (others === 0) this.#users.delete(name);
-      else this.#users.set(name, others);
+      if (others === 0) {
+        this.#users.delete(name);
+        this.#rooms.delete(name);
+      } else this.#users.set(name, others);
       release();
     };
   }

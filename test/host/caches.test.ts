@@ -240,3 +240,20 @@ test("so many are used at once and no more, private copies as well", async () =>
   await expect(copy()).rejects.toMatchObject({ code: "quota_exceeded" });
   for (const cache of [two, three]) cache.close();
 });
+
+test("a cache that several open at once is made once, and is refused to all of them or to none", async () => {
+  const caches = makeCaches({ projectInUse: 1 });
+  // From here on a disk is made faster than a directory.
+  (await open(caches, "first", "prj_other")).close();
+  const [one, other] = await Promise.all([open(caches, "new"), open(caches, "new")]);
+  expect(one.path).toBe(other.path);
+  expect(images()).toHaveLength(1);
+  const refused = await Promise.allSettled([open(caches, "more"), open(caches, "more")]);
+  const quota = expect.objectContaining({ code: "quota_exceeded" }) as unknown;
+  expect(refused).toEqual([
+    { status: "rejected", reason: quota },
+    { status: "rejected", reason: quota },
+  ]);
+  for (const cache of [one, other]) cache.close();
+  (await open(caches, "more")).close();
+});
