@@ -1,11 +1,12 @@
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { BerthError } from "../../src/core/errors.ts";
-import type { GitAuth, GitSource } from "../../src/core/git-source.ts";
+import { type GitAuth, type GitSource, parseGitRef, parseGitUrl } from "../../src/core/git-source.ts";
 import { type GitMeans, gitContext } from "../../src/engine/build/git-context.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -212,6 +213,24 @@ test("git runs as an id of its own, with credentials on no command line; a cance
   expect(all("cmdline")).not.toMatch(new RegExp(`hunter|${basic}`));
   cancel.abort(new BerthError("cancelled", "It was cancelled."));
   expect(await waiting).toMatchObject({ code: "cancelled" });
+});
+
+test("refs and URLs that would run programs are refused; told them, git does", () => {
+  const mark = join(directory, "mark");
+  const option = `--upload-pack=touch ${mark};`;
+  const transport = `ext::touch ${mark}`;
+  expect(() => parseGitRef(option)).toThrow(BerthError);
+  expect(() => parseGitUrl(option)).toThrow(BerthError);
+  expect(() => parseGitUrl(transport)).toThrow(BerthError);
+  for (const args of [
+    ["ls-remote", option, directory],
+    ["-c", "protocol.ext.allow=always", "ls-remote", transport],
+  ]) {
+    expect(existsSync(mark)).toBe(false);
+    spawnSync("git", args);
+    expect(existsSync(mark), args.join(" ")).toBe(true);
+    rmSync(mark);
+  }
 });
 
 test("a build takes its Dockerfile and context from the repository", async () => {
