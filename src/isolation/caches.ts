@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync } from "node:fs";
 import { mkdir, readdir, rename, rm, rmdir, stat, statfs, utimes } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
+import { unlessAborted } from "../core/abort.ts";
 import { BerthError } from "../core/errors.ts";
 import type { Disks } from "./apply/disk.ts";
 import { listLoops } from "./apply/loop.ts";
@@ -103,23 +104,26 @@ export class Caches {
         ? this.#takeCopy(`${projectId}/${hash}`)
         : await this.#take(`${projectId}/${hash}-0`, sharing === "locked", signal);
     const close = this.#use(name, release);
+    let ready: Promise<void> | undefined;
     try {
       // Who opens it at the same time waits, and fails, with the first.
       const room = this.#rooms.get(name) ?? this.#makeRoom(projectId, name);
       this.#rooms.set(name, room);
       await room;
-      let ready = this.#ready.get(name);
+      ready = this.#ready.get(name);
       if (ready === undefined) {
         ready = this.#begin(name, begin);
         this.#ready.set(name, ready);
         ready.catch(() => this.#ready.delete(name));
       }
-      await ready;
+      await unlessAborted(ready, signal);
       const now = new Date();
       await utimes(this.#image(name), now, now);
       return { path: `${this.#place(name)}/content`, close };
     } catch (error) {
-      close();
+      // While it is still filled, which nobody waits for any more, it is used.
+      if (ready === undefined) close();
+      else ready.then(close, close);
       throw error;
     }
   }

@@ -227,6 +227,27 @@ test("while what is in use holds too much, no other is opened; with a higher lim
   for (const cache of used) cache.close();
 });
 
+test("who waits for a cache that is being filled can go; it is in use until it is filled, and then as it should be", async () => {
+  const caches = makeCaches({ projectInUse: 1 });
+  const filled = Promise.withResolvers<undefined>();
+  const filling = Promise.withResolvers<undefined>();
+  const cancel = new AbortController();
+  const begin = async (path: string) => {
+    filling.resolve(undefined);
+    await filled.promise;
+    writeFileSync(`${path}/seed`, "");
+  };
+  const waiting = caches.open({ projectId: "prj_one", id: "s", sharing: "shared", begin, signal: cancel.signal });
+  await filling.promise;
+  cancel.abort(new Error("cancelled"));
+  await expect(waiting).rejects.toThrow("cancelled");
+  await expect(open(caches, "other")).rejects.toMatchObject({ code: "quota_exceeded" });
+  filled.resolve(undefined);
+  const next = await open(caches, "s");
+  expect(readdirSync(next.path)).toEqual(["seed"]);
+  next.close();
+});
+
 test("so many are used at once and no more, private copies as well", async () => {
   const caches = makeCaches({ projectInUse: 2 });
   const request = { projectId: "prj_one", id: "p", sharing: "private", begin: () => Promise.resolve() } as const;

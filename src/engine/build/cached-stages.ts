@@ -1,6 +1,7 @@
 import type { BuildPlan } from "../../build/step.ts";
+import { unlessAborted } from "../../core/abort.ts";
 import type { StepResult } from "../../core/build-request.ts";
-import { abortableEntries, unlessAborted } from "./abortable.ts";
+import { abortableEntries } from "./abortable.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import { CacheFailure, ImportedCaches } from "./imported-caches.ts";
 import type { FileMemory } from "./ports.ts";
