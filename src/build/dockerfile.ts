@@ -1,3 +1,4 @@
+import type { SkippedChecks } from "./check-policy.ts";
 import { checkWriting } from "./check-writing.ts";
 import type { ArgInstruction, FromInstruction, StageInstruction } from "./instruction.ts";
 import { type Directives, lex } from "./lex.ts";
@@ -21,6 +22,8 @@ export interface Dockerfile {
   directives: Directives;
   escape: string;
   source: Source;
+  /** Checks that comments above instructions have skipped, by line. */
+  skips: ReadonlyMap<number, SkippedChecks>;
   /** The ARGs in front of the first FROM. */
   globalArgs: ArgInstruction[];
   stages: Stage[];
@@ -29,7 +32,7 @@ export interface Dockerfile {
 
 /** Parses a Dockerfile. @throws BerthError `invalid_dockerfile` with line, column, the line and what was expected. */
 export function parseDockerfile(text: string): Dockerfile {
-  const { directives, escape, instructions, source } = lex(text);
+  const { directives, escape, instructions, source, skips } = lex(text);
   const globalArgs: ArgInstruction[] = [];
   const stages: Stage[] = [];
   for (const lexed of instructions) {
@@ -50,7 +53,7 @@ export function parseDockerfile(text: string): Dockerfile {
   if (stages.length === 0) {
     throw dockerfileError({ source, line: Math.max(1, source.lines.length), column: 1 }, "the Dockerfile has no FROM.");
   }
-  return { directives, escape, source, globalArgs, stages, warnings: checkWriting(instructions, stages) };
+  return { directives, escape, source, skips, globalArgs, stages, warnings: checkWriting(instructions, stages) };
 }
 
 /** The instruction of an ONBUILD trigger that an image carries. */

@@ -1,4 +1,4 @@
-import { type CheckPolicy, parseCheckPolicy } from "./check-policy.ts";
+import { type CheckPolicy, parseCheckPolicy, type SkippedChecks, skippedByComment } from "./check-policy.ts";
 import { type Heredoc, heredocOpenings } from "./heredoc.ts";
 import { Passage } from "./passage.ts";
 import { dockerfileError, type Location, quoted, type Source } from "./source.ts";
@@ -35,6 +35,8 @@ export interface Lexed {
   /** `\`, or a backquote by directive. */
   escape: string;
   instructions: LexedInstruction[];
+  /** Checks that comments directly above an instruction have skipped, by each line of it. */
+  skips: ReadonlyMap<number, SkippedChecks>;
 }
 
 /**
@@ -44,16 +46,19 @@ export interface Lexed {
  */
 export function lex(text: string, name = "Dockerfile"): Lexed {
   const source: Source = { name, lines: splitLines(text, name) };
-  const { directives, escape } = readDirectives(source);
-  const reader = new LineReader(source, escape);
+  const { directives, escape, end } = readDirectives(source);
+  const reader = new LineReader(source, escape, end);
+  const skips = new Map<number, SkippedChecks>();
   const instructions: LexedInstruction[] = [];
   for (let next = reader.next(); next !== null; next = reader.next()) {
     if (instructions.length === maxInstructions) {
       throw dockerfileError(next.at, `a Dockerfile may have up to ${maxInstructions} instructions.`);
     }
     instructions.push(next);
+    if (reader.skip === null) continue;
+    for (let { line } = next.at; line <= reader.line; line++) skips.set(line, reader.skip);
   }
-  return { source, directives, escape, instructions };
+  return { source, directives, escape, instructions, skips };
 }
 
 function splitLines(text: string, name: string): string[] {
@@ -78,9 +83,11 @@ function splitLines(text: string, name: string): string[] {
   return lines;
 }
 
-function readDirectives(source: Source): { directives: Directives; escape: string } {
+/** `end` is how many lines they are. */
+function readDirectives(source: Source): { directives: Directives; escape: string; end: number } {
   const directives: Directives = {};
   let escape = "\\";
+  let end = 0;
   for (const [index, line] of source.lines.entries()) {
     const match = /^#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)$/.exec(line.trimStart());
     if (match === null) break;
@@ -92,13 +99,14 @@ function readDirectives(source: Source): { directives: Directives; escape: strin
     if (directives[key] !== undefined) throw dockerfileError(at, `the directive ${key} may stand once only.`);
     if (key === "check") directives.check = parseCheckPolicy(value, at);
     else directives[key] = value;
+    end = index + 1;
     if (key !== "escape") continue;
     if (value !== "\\" && value !== "`") {
       throw dockerfileError(at, `the escape character must be \\ or \`, not ${quoted(value)}.`);
     }
     escape = value;
   }
-  return { directives, escape };
+  return { directives, escape, end };
 }
 
 /** Where the line's continuation character stands, or -1. One that is itself escaped (`\\`) does not continue. */
@@ -111,11 +119,20 @@ function continuationAt(line: string, escape: string): number {
 class LineReader {
   readonly #source: Source;
   readonly #escape: string;
-  #index = 0;
+  #index: number;
+  /** What the comments above the last instruction have skipped in it. */
+  skip: SkippedChecks | null = null;
 
-  constructor(source: Source, escape: string) {
+  /** Reads on behind so many lines. */
+  constructor(source: Source, escape: string, start: number) {
     this.#source = source;
     this.#escape = escape;
+    this.#index = start;
+  }
+
+  /** The last line that was read, counted from 1. */
+  get line(): number {
+    return this.#index;
   }
 
   #take(): string | undefined {
@@ -123,10 +140,13 @@ class LineReader {
   }
 
   next(): LexedInstruction | null {
+    this.skip = null;
     for (;;) {
       const first = this.#take();
       if (first === undefined) return null;
       const trimmed = first.trimStart();
+      if (trimmed === "") this.skip = null;
+      if (trimmed.startsWith("#")) this.skip ??= skippedByComment(trimmed);
       if (trimmed === "" || trimmed.startsWith("#")) continue;
       const { passage, emptyContinuation } = this.#join(first);
       const whole = passage.trim();

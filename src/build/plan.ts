@@ -66,13 +66,18 @@ export function planBuild(
 }
 
 /** The warnings about the Dockerfile itself (a base's triggers are not its author's) that its checks let through. */
-function heeded({ source, directives }: Dockerfile, options: PlanOptions, warnings: readonly Warning[]): Warning[] {
+function heeded(
+  { source, directives, skips }: Dockerfile,
+  options: PlanOptions,
+  warnings: readonly Warning[],
+): Warning[] {
   const given = Object.hasOwn(options.args, checkArg) ? options.args[checkArg] : undefined;
   const start = { source, line: 1, column: 1 };
   const policy = given === undefined ? (directives.check ?? everyCheck) : parseCheckPolicy(given, start);
   return applyPolicy(
     warnings.filter(({ at }) => at.source === source),
     policy,
+    skips,
   );
 }
 

@@ -72,6 +72,18 @@ test("the check directive skips checks or makes them errors, and the build argum
   expect(() => warnings(`# check=error=maybe\n${body}`)).toThrow(/error must be true or false/);
 });
 
+test("a comment directly above an instruction has checks skipped there, on all its lines", () => {
+  const above = (comment: string, line = "RUN echo \\\n  $a") => warnings(`FROM debian\n${comment}\n${line}\nCMD x`);
+  expect(above("# check=skip=JSONArgsRecommended", "CMD y")).toEqual([
+    "3 MultipleInstructionsDisallowed",
+    "4 JSONArgsRecommended",
+  ]);
+  expect(above("# any\n# check=error=true;skip=all it is meant\n# more", "CMD $y")).toEqual(["6 JSONArgsRecommended"]);
+  expect(above("# check=skip=all\n", "CMD y")).toContain("4 JSONArgsRecommended");
+  expect(above("# check=what you like", "CMD y")).toContain("3 JSONArgsRecommended");
+  expect(above("# check=skip=UndefinedVar", "LABEL a=1 \\\n  b=$nope")).toEqual(["5 JSONArgsRecommended"]);
+});
+
 test("build arguments that builders read need no ARG, and a base's triggers are not this file's", () => {
   const given = { BUILDKIT_INLINE_CACHE: "1", SOURCE_DATE_EPOCH: "0", HTTP_PROXY: "http://p" };
   expect(warnings("FROM debian", given)).toEqual([]);
