@@ -199,6 +199,18 @@ test("when one stage fails, those beside it are stopped", async () => {
   expect(performance.now() - started).toBeLessThan(20_000);
 });
 
+test("a Dockerfile's own .dockerignore stands in for the context's", async () => {
+  const dockerfile = ["FROM base", "COPY . /c"];
+  const files = { a: "a", b: "b", ".dockerignore": "a\n" };
+  const copied = async (tag: string, more: Record<string, string>) => {
+    const answer = await worker.build(tag, dockerfile, { ...files, ...more });
+    expect(answer.error).toBeNull();
+    return ["/c/a", "/c/b"].filter((path) => answer.files[path] !== undefined);
+  };
+  expect(await copied("ignore", {})).toEqual(["/c/b"]);
+  expect(await copied("own-ignore", { "Dockerfile.dockerignore": "b\n" })).toEqual(["/c/a"]);
+});
+
 test("a build that is cancelled ends within a second and leaves nothing", async () => {
   const answer = await worker.build(
     "cancelled",

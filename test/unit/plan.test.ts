@@ -76,11 +76,12 @@ test("global ARGs reach FROM, and a stage only by its own ARG", () => {
 });
 
 test("platform arguments exist once they are declared", () => {
-  const built = plan(["FROM --platform=$BUILDPLATFORM debian", "ARG TARGETARCH", "RUN x"], {
+  const built = plan(["FROM --platform=$BUILDPLATFORM debian AS last", "ARG TARGETARCH TARGETSTAGE", "RUN x"], {
     platform: { os: "linux", architecture: "arm64" },
+    target: "last",
   });
   expect(built.images).toEqual(["debian linux/amd64"]);
-  expect(step(built, "run").env).toContain("TARGETARCH=arm64");
+  expect(step(built, "run").env).toEqual(expect.arrayContaining(["TARGETARCH=arm64", "TARGETSTAGE=last"]));
 });
 
 test("proxies reach RUN without being declared, and no key, history or config", () => {
