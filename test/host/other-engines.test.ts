@@ -100,11 +100,17 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
   let registry: TestRegistry;
   let host: DrivenHost;
   const digests = new Map<string, string>();
+  /** What ends what was started, the last one first. */
+  const ends: (() => Promise<void>)[] = [];
 
   beforeAll(async () => {
     registry = await startRegistry();
+    ends.unshift(() => registry.stop());
     host = await DrivenHost.create(inject("postgresSocketDir"), 21_400, { BERTH_INSECURE_REGISTRIES: registry.host });
-    [engines] = await Promise.all([startOtherEngines(), host.start()]);
+    ends.unshift(() => host.destroy());
+    const starting = startOtherEngines();
+    ends.unshift(async () => (await starting).stop());
+    [engines] = await Promise.all([starting, host.start()]);
     const base = 'FROM scratch\nCOPY busybox /bin/\nCOPY etc /etc\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n';
     await build("base:1", base, [
       entry("busybox", { content: readFileSync("/bin/busybox"), mode: 0o755 }),
@@ -130,9 +136,9 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
     }
   }, 120_000);
   afterAll(async () => {
-    await engines.stop();
-    await host.destroy();
-    await registry.stop();
+    const failures: unknown[] = [];
+    for (const end of ends) await end().catch((error: unknown) => failures.push(error));
+    expect(failures).toEqual([]);
   });
 
   /** Its name in the registry that both engines can reach. */
@@ -220,14 +226,11 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
 
   test("docker run and podman run them", async () => {
     const docker = (tag: string) => engines.docker("run", "--rm", "--network=none", at(tag));
-    const podman = async (tag: string) => {
-      await engines.podman("pull", "--quiet", "--tls-verify=false", at(tag));
-      return engines.podman("run", ...engines.podmanRun, at(tag));
-    };
-    expect([await docker("web:1"), await podman("web:1")]).toEqual([printed, printed]);
+    await engines.podman("pull", "--quiet", "--tls-verify=false", at("web:1"));
+    expect(await engines.podman("run", ...engines.podmanRun, at("web:1"))).toBe(printed);
+    expect(await docker("web:1")).toBe(printed);
     expect(await docker("child:1")).toBe("triggered\na\n");
-    const tool = "script\nfirst\nsecond\na.txt\nsub\nwith space.txt\n";
-    expect([await docker("newer:1"), await podman("newer:1")]).toEqual([tool, tool]);
+    expect(await docker("newer:1")).toBe("script\nfirst\nsecond\na.txt\nsub\nwith space.txt\n");
   });
 
   test("podman inspect and podman history show what they show of BuildKit's", async () => {
