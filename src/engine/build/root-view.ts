@@ -53,13 +53,16 @@ export class RootView implements FileTree {
     return (await readdir(this.#host(path), { encoding: "latin1" })).sort();
   }
 
-  async *read(path: ByteString): AsyncGenerator<Uint8Array, void, undefined> {
+  /** In buffers no larger than the rest: a megabyte for each of many small files keeps the garbage collector busy. */
+  async *read(path: ByteString, { size }: Pick<FileEntry, "size">): AsyncGenerator<Uint8Array, void, undefined> {
     const file = await open(this.#host(path), constants.O_RDONLY | constants.O_NOFOLLOW);
     try {
-      for (;;) {
-        const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize);
-        if (bytesRead === 0) return;
+      for (let done = 0; done < size; ) {
+        const length = Math.min(readSize, size - done);
+        const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(length), 0, length);
+        if (bytesRead === 0) throw new Error(`a file of an image ends at byte ${String(done)} of ${String(size)}`);
         yield buffer.subarray(0, bytesRead);
+        done += bytesRead;
       }
     } finally {
       await file.close();
