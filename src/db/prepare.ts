@@ -1,8 +1,9 @@
+import postgres from "postgres";
 import { newId } from "../core/ids.ts";
 import { tokenHash } from "../core/keys.ts";
 import { apiLogin, makeLogin } from "./api-login.ts";
 import { type DatabaseAddress, openClient } from "./client.ts";
-import { migrate } from "./migrate.ts";
+import { migrate, migrationFiles } from "./migrate.ts";
 import { workerRole } from "./worker-role.ts";
 
 /** Lets the API log in as itself to the database that the URL names (db/api-login.ts). */
@@ -14,6 +15,9 @@ export async function admitApi(url: string, secretKey: string): Promise<void> {
     await sql.end({ timeout: 5 });
   }
 }
+
+/** PostgreSQL's error code for it: an empty database. */
+const undefinedTable = "42P01";
 
 /** The name of the operator's token that the settings give. */
 const tokenName = "settings";
@@ -31,6 +35,7 @@ export async function prepareDatabase(
 ): Promise<{ migrations: number }> {
   const sql = openClient(address, "owner", 1);
   try {
+    if (workerPassword === null && (await isPrepared(sql, operatorToken))) return { migrations: 0 };
     const migrations = await migrate(sql, { apiLogin: "socketDir" in address });
     if (operatorToken !== null) {
       const hash = tokenHash(operatorToken);
@@ -49,5 +54,24 @@ export async function prepareDatabase(
     return { migrations };
   } finally {
     await sql.end({ timeout: 5 });
+  }
+}
+
+/** Whether there is nothing to do, as with every start but the first: one query tells, in place of two transactions. */
+async function isPrepared(sql: postgres.Sql, operatorToken: string | null): Promise<boolean> {
+  try {
+    const files = await migrationFiles();
+    const hash = operatorToken === null ? null : tokenHash(operatorToken);
+    const [row] = await sql<{ prepared: boolean }[]>`
+      select not exists (select unnest(${files}::text[]) except select name from berth_migrations)
+        and (${hash}::bytea is null
+          or exists (select from projects where name = 'default')
+          and exists (select from tokens where hash = ${hash} and role = 'operator' and revoked_at is null)
+          and not exists (select from tokens
+            where role = 'operator' and name = ${tokenName} and hash <> ${hash} and revoked_at is null)) as prepared`;
+    return row?.prepared === true;
+  } catch (error) {
+    if (error instanceof postgres.PostgresError && error.code === undefinedTable) return false;
+    throw error;
   }
 }
