@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test, vi } from "vitest";
 import { ask, createApi, type Problem, type TestApi, type TestProject } from "../support/api.ts";
 
 interface Container {
@@ -195,8 +195,11 @@ describe("changing", () => {
     const { id } = (await post("/v1/containers", { image: "web:1", name: "ends", autoRemove: true })).body;
     await seen(id, { status: "running" });
     expect((await post("/v1/containers/ends/wait?timeoutSeconds=0")).status).toBe(202);
+    const subscribed = vi.spyOn(api.services.wakeups, "subscribe");
+    onTestFinished(() => subscribed.mockRestore());
     const waiting = post("/v1/containers/ends/wait?timeoutSeconds=20");
-    await new Promise((resolve) => setImmediate(resolve));
+    // It has found the container then.
+    await expect.poll(() => subscribed.mock.calls.length).toBeGreaterThan(0);
     const { owner } = api.database;
     await owner`insert into events (project_id, type, subject_id, data) values (${project.id}, 'container.exited', ${id}, '{"exitCode": 7}')`;
     await owner`delete from containers where id = ${id}`;
