@@ -98,7 +98,14 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const runner = new JobRunner(services, { build, pull, push, source, deploy }, jobsAtOnce);
   runner.start();
   const secret = agentKey(key);
-  const loadAgent = async () => (await import("./agent/server.ts")).agentListener(services, secret);
+  const loadAgent = async () => {
+    try {
+      return (await import("./agent/server.ts")).agentListener(services, secret);
+    } catch (error) {
+      log.error({ err: error }, "what answers the API could not be loaded");
+      throw error;
+    }
+  };
   const agent = await listenAgent(loadAgent, agentAt, {
     id: host.id,
     key: secret,

@@ -134,7 +134,8 @@ export class ContainerStart {
       await this.#records.seen(
         container,
         {
-          ...(this.#unsettled.get(id) ?? begun),
+          ...this.#unsettled.get(id),
+          ...begun,
           status: "failed",
           reason: error.code,
           detail: error.message,

@@ -1,7 +1,7 @@
 import { z } from "@hono/zod-openapi";
 import { parsePushDestination, parseRegistryReference } from "../core/reference.ts";
 import { parsed } from "./git-schema.ts";
-import { invalidRequest } from "./problem.ts";
+import { readJsonHeader } from "./json-header.ts";
 
 // What a build has to do with registries besides its base images: caches, and users.
 
@@ -17,7 +17,8 @@ export const CacheDestination = parsed((text) => {
   return text;
 }).openapi({ type: "string", example: "registry.example.com/team/web:cache" });
 
-export const said = {
+/** What the schemas of a build say of them. */
+export const descriptions = {
   cacheFrom:
     "Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One " +
     "that can't be had is a warning in the log.",
@@ -57,11 +58,5 @@ export const registryHeader = z.object({
 
 /** The users of the header. @throws BerthError `invalid_request`, without what was in it */
 export function readRegistryHeader(header: string | undefined): z.infer<typeof RegistryUsers> {
-  if (header === undefined) return {};
-  try {
-    return RegistryUsers.parse(JSON.parse(Buffer.from(header, "base64").toString("utf8")));
-  } catch {
-    const detail = "Must be a JSON object, registry → {username, password}, in base64.";
-    throw invalidRequest([{ pointer: "header/Berth-Registry-Auth", detail }]);
-  }
+  return readJsonHeader(RegistryUsers, "Berth-Registry-Auth", "registry → {username, password}", header);
 }

@@ -3,7 +3,7 @@ import type { BuildRequest } from "../core/build-request.ts";
 import { jobStatuses } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import type { BuildRow } from "../db/builds.ts";
-import { CacheDestination, CacheSource, said as cachesSaid, RegistryUsers } from "./build-registries.ts";
+import { CacheDestination, CacheSource, descriptions as cachesSaid, RegistryUsers } from "./build-registries.ts";
 import { BuildSecrets } from "./build-secrets.ts";
 import { ContextAddress, type GitAuth } from "./git-schema.ts";
 import { ShownError } from "./jobs.ts";
@@ -132,7 +132,7 @@ const platform = z
   .openapi({ example: "linux/amd64" });
 const dockerfile = innerPath.default("Dockerfile").openapi({ description: "Its path within the context." });
 
-const said = {
+const descriptions = {
   tags: "Names for the image.",
   contexts:
     "Named contexts: what stands in for an image or stage of that name in FROM, --from and from=. " +
@@ -149,23 +149,23 @@ export const ArchiveOptions = z.strictObject({
   tag: repeated(imageName).openapi({
     type: "array",
     items: { type: "string" },
-    description: said.tags,
+    description: descriptions.tags,
     example: ["web:1"],
   }),
   dockerfile,
   target: stage,
   arg: pairs(argumentName, "NAME", "Build arguments, `NAME=VALUE`. The image's history shows them."),
   label: pairs(labelKey, "KEY", "Labels of the image, `KEY=VALUE`."),
-  context: pairs(contextName, "NAME", `${said.contexts} Each \`NAME=VALUE\`.`).pipe(
+  context: pairs(contextName, "NAME", `${descriptions.contexts} Each \`NAME=VALUE\`.`).pipe(
     z.record(z.string(), ContextAddress),
   ),
   platform,
-  noCache: flag(false).openapi({ description: said.noCache }),
-  pull: flag(false).openapi({ description: said.pull }),
+  noCache: flag(false).openapi({ description: descriptions.noCache }),
+  pull: flag(false).openapi({ description: descriptions.pull }),
   cacheFrom: repeated(CacheSource)
     .refine((list) => list.length <= 10, "At most 10")
-    .openapi({ type: "array", items: { type: "string" }, description: said.cacheFrom }),
-  cacheTo: CacheDestination.optional().openapi({ description: said.cacheTo }),
+    .openapi({ type: "array", items: { type: "string" }, description: descriptions.cacheFrom }),
+  cacheTo: CacheDestination.optional().openapi({ description: descriptions.cacheTo }),
   cpus: z.coerce
     .number()
     .min(bounds.cpus[0])
@@ -199,7 +199,7 @@ const options = {
     .array(imageName)
     .max(100)
     .default([])
-    .openapi({ description: said.tags, example: ["web:1"] }),
+    .openapi({ description: descriptions.tags, example: ["web:1"] }),
   labels: values(labelKey, "Must be 1 to 255 letters, digits, `.`, `_`, `/` and `-`", 65_536).openapi({
     description: "Labels of the image.",
   }),
@@ -207,12 +207,12 @@ const options = {
     .record(z.string().regex(contextName, "Must be a stage's or an image's name"), ContextAddress)
     .refine((record) => Object.keys(record).length <= 100, "At most 100")
     .default({})
-    .openapi({ description: said.contexts, example: { base: "docker-image://debian:12-slim" } }),
+    .openapi({ description: descriptions.contexts, example: { base: "docker-image://debian:12-slim" } }),
   platform,
-  noCache: z.boolean().default(false).openapi({ description: said.noCache }),
-  pull: z.boolean().default(false).openapi({ description: said.pull }),
-  cacheFrom: z.array(CacheSource).max(10).default([]).openapi({ description: said.cacheFrom }),
-  cacheTo: CacheDestination.optional().openapi({ description: said.cacheTo }),
+  noCache: z.boolean().default(false).openapi({ description: descriptions.noCache }),
+  pull: z.boolean().default(false).openapi({ description: descriptions.pull }),
+  cacheFrom: z.array(CacheSource).max(10).default([]).openapi({ description: descriptions.cacheFrom }),
+  cacheTo: CacheDestination.optional().openapi({ description: descriptions.cacheTo }),
   limits: z
     .strictObject({
       cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),

@@ -1,5 +1,5 @@
 import { z } from "@hono/zod-openapi";
-import { invalidRequest } from "./problem.ts";
+import { readJsonHeader } from "./json-header.ts";
 
 /** What `RUN --mount=type=secret` reads, by id. */
 export const BuildSecrets = z
@@ -21,11 +21,5 @@ export const secretsHeader = z.object({
 
 /** The secrets of the header. @throws BerthError `invalid_request`, without what was in it */
 export function readSecretsHeader(header: string | undefined): Record<string, string> {
-  if (header === undefined) return {};
-  try {
-    return BuildSecrets.parse(JSON.parse(Buffer.from(header, "base64").toString("utf8")));
-  } catch {
-    const detail = "Must be a JSON object, id → value, in base64.";
-    throw invalidRequest([{ pointer: "header/Berth-Build-Secrets", detail }]);
-  }
+  return readJsonHeader(BuildSecrets, "Berth-Build-Secrets", "id → value", header);
 }
