@@ -5,11 +5,11 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import { writeTar } from "../../src/image/tar-write.ts";
-import { debianOf, packageOf } from "../support/debian.ts";
+import { debianOf, packageOf, reachedSource } from "../support/debian.ts";
 import { DrivenHost } from "../support/driven-host.ts";
 import { collect, entry } from "../support/image.ts";
 
-// What Dockerfiles of Debian do, in a base of this machine's own packages: nothing comes from a network.
+// What Dockerfiles of Debian do, in a base of this machine's own packages. One test alone installs over a network.
 
 interface Line {
   seq: number;
@@ -30,6 +30,10 @@ const hello = {
   Maintainer: "Test <test@example.com>",
   Description: "one file",
 };
+const source = await reachedSource();
+if (source === null)
+  console.warn("debian-build.test.ts installs nothing over the network: no source of apt's is reached");
+
 let host: DrivenHost;
 let directory: string;
 
@@ -117,6 +121,20 @@ test("apt-get install, useradd, chown and setcap, as a Dockerfile has them", asy
   const times = lines.map(({ at }) => Date.parse(at));
   expect(times).toEqual(times.toSorted((a, b) => a - b));
   expect(await built.lines(10)).toEqual(lines.slice(10));
+});
+
+test.skipIf(source === null)("apt-get install of a signed package over the network, by name", async () => {
+  const deb = `deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${source?.uri ?? ""} ${source?.suite ?? ""} main`;
+  const install = "apt-get update && apt-get install -y --no-install-recommends hello && rm -rf /var/lib/apt/lists/*";
+  const base = ["FROM debian:1", `RUN rm -f /etc/apt/sources.list.d/* && echo '${deb}' > /etc/apt/sources.list`];
+  const built = await build("hello:1", [...base, `RUN ${install}`, "RUN hello && dpkg-query --show hello"]);
+  const said = (await built.lines()).map(({ text }) => text);
+  expect(built.error, said.join("\n")).toBeNull();
+  expect(said).toContain("Hello, world!");
+  expect(said.find((line) => line.startsWith("hello\t"))).toMatch(/\t\d/);
+  // It came over the network that this step has not.
+  const cut = await build("hello:2", [...base, `RUN --network=none ${install}`]);
+  expect(cut.error).toMatchObject({ code: "step_failed" });
 });
 
 test.skipIf(!npm.endsWith("/npm"))("npm install, with a script that runs and a program that is linked", async () => {

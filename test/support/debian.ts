@@ -38,6 +38,24 @@ export function debianOf(names: readonly string[]): Debian {
   };
 }
 
+/** What this machine's own apt installs Debian's packages from. */
+export interface AptSource {
+  uri: string;
+  suite: string;
+}
+
+/** Debian's source among this machine's, null when it has none or does not reach it. */
+export async function reachedSource(): Promise<AptSource | null> {
+  const suite = /^VERSION_CODENAME=(\w+)$/m.exec(readFileSync("/etc/os-release", "utf8"))?.[1] ?? "";
+  const format = "$(CREATED_BY) $(COMPONENT) $(RELEASE) $(REPO_URI)";
+  const targets = lines(output("apt-get", ["indextargets", `--format=${format}`]));
+  const uri = targets.find((target) => target.startsWith(`Packages main ${suite} `))?.split(" ")[3];
+  if (uri === undefined) return null;
+  const signal = AbortSignal.timeout(10_000);
+  const release = await fetch(new URL(`dists/${suite}/InRelease`, uri), { method: "HEAD", signal }).catch(() => null);
+  return release?.ok === true ? { uri, suite } : null;
+}
+
 /** A package of one file, as `dpkg-deb` makes it, whose script runs when it is configured. */
 export function packageOf(directory: string, control: Record<string, string>, script: string): Buffer {
   const build = `set -e; umask 022; mkdir -p p/DEBIAN p/usr/share; cat > p/DEBIAN/control; printf %s "$1" > p/DEBIAN/postinst
