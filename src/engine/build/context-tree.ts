@@ -30,6 +30,8 @@ export const directoryEntry: ContextEntry = {
 };
 
 const readSize = 1 << 20;
+/** So much is read at once where small files lie side by side. */
+const windowSize = 256 << 10;
 
 /** Where the content lies, such as a file that is open. */
 export interface Spool {
@@ -40,6 +42,8 @@ export interface Spool {
 export class ContextTree implements FileTree<ContextEntry> {
   readonly #root: Node;
   readonly #spool: Spool;
+  /** What was read last for a small file, and with it perhaps the next ones. */
+  #window = { position: 0, bytes: Buffer.alloc(0) };
 
   constructor(spool: Spool, root: Node = { entry: directoryEntry, children: new Map(), sorted: null }) {
     this.#spool = spool;
@@ -101,13 +105,33 @@ export class ContextTree implements FileTree<ContextEntry> {
   }
 
   async *read(_path: ByteString, entry: ContextEntry): AsyncGenerator<Uint8Array, void, undefined> {
+    if (entry.size > 0 && entry.size <= windowSize / 4) {
+      yield await this.#readSmall(entry);
+      return;
+    }
     for (let done = 0; done < entry.size; ) {
       const buffer = Buffer.allocUnsafe(Math.min(readSize, entry.size - done));
       const { bytesRead } = await this.#spool.read(buffer, 0, buffer.length, entry.offset + done);
-      if (bytesRead === 0) throw new Error("the spooled context is shorter than its index says");
+      if (bytesRead === 0) throw tooShort();
       done += bytesRead;
       yield buffer.subarray(0, bytesRead);
     }
+  }
+
+  async #readSmall({ offset, size }: ContextEntry): Promise<Uint8Array> {
+    const { position, bytes } = this.#window;
+    if (offset >= position && offset + size <= position + bytes.length) {
+      return bytes.subarray(offset - position, offset - position + size);
+    }
+    const buffer = Buffer.allocUnsafeSlow(windowSize);
+    let filled = 0;
+    while (filled < size) {
+      const { bytesRead } = await this.#spool.read(buffer, filled, windowSize - filled, offset + filled);
+      if (bytesRead === 0) throw tooShort();
+      filled += bytesRead;
+    }
+    this.#window = { position: offset, bytes: buffer.subarray(0, filled) };
+    return buffer.subarray(0, size);
   }
 
   #find(path: ByteString): Node | undefined {
@@ -117,4 +141,8 @@ export class ContextTree implements FileTree<ContextEntry> {
     }
     return node;
   }
+}
+
+function tooShort(): Error {
+  return new Error("the spooled context is shorter than its index says");
 }

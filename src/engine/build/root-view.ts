@@ -1,5 +1,15 @@
-import { type BigIntStats, constants } from "node:fs";
-import { lstat, open, readdir, readlink } from "node:fs/promises";
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  lstatSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  readSync,
+} from "node:fs";
+import { open } from "node:fs/promises";
+import { Pauses } from "../../core/pauses.ts";
 import { readXattrs } from "../../image/file-xattrs.ts";
 import type { ByteString } from "../../image/layer-entry.ts";
 import { noXattrs, timestampOf } from "../../image/layer-entry.ts";
@@ -7,6 +17,8 @@ import { keptXattrs } from "../../image/layer-xattrs.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 
 const readSize = 1 << 20;
+/** Files up to this size are read by synchronous calls, as are names and attributes: of a local image, mostly in memory. */
+const smallSize = 64 << 10;
 
 /**
  * A root filesystem that is mounted read-only from layers and so can't change while it is read: what `get` saw is what
@@ -16,20 +28,23 @@ const readSize = 1 << 20;
  */
 export class RootView implements FileTree {
   readonly #root: string;
+  readonly #pauses = new Pauses();
 
   constructor(root: string) {
     this.#root = root;
   }
 
   async get(path: ByteString): Promise<FileEntry | null> {
+    await this.#pauses.take();
     const file = this.#host(path);
-    let stats: BigIntStats;
+    let stats: BigIntStats | undefined;
     try {
-      stats = await lstat(file, { bigint: true });
+      stats = lstatSync(file, { bigint: true, throwIfNoEntry: false });
     } catch (error) {
-      if (["ENOENT", "ENOTDIR", "ENAMETOOLONG"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
+      if (["ENOTDIR", "ENAMETOOLONG"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
       throw error;
     }
+    if (stats === undefined) return null;
     const type = stats.isFile()
       ? "file"
       : stats.isDirectory()
@@ -44,23 +59,29 @@ export class RootView implements FileTree {
       gid: Number(stats.gid),
       mtime: timestampOf(stats.mtimeNs),
       size: type === "file" ? Number(stats.size) : 0,
-      target: type === "symlink" ? await readlink(file, { encoding: "latin1" }) : "",
+      target: type === "symlink" ? readlinkSync(file, { encoding: "latin1" }) : "",
       xattrs: type === "symlink" ? noXattrs : keptXattrs(readXattrs(file)),
     };
   }
 
   async list(path: ByteString): Promise<readonly ByteString[]> {
-    return (await readdir(this.#host(path), { encoding: "latin1" })).sort();
+    await this.#pauses.take();
+    return readdirSync(this.#host(path), { encoding: "latin1" }).sort();
   }
 
   /** In buffers no larger than the rest: a megabyte for each of many small files keeps the garbage collector busy. */
   async *read(path: ByteString, { size }: Pick<FileEntry, "size">): AsyncGenerator<Uint8Array, void, undefined> {
-    const file = await open(this.#host(path), constants.O_RDONLY | constants.O_NOFOLLOW);
+    if (size <= smallSize) {
+      await this.#pauses.take();
+      if (size > 0) yield readSmall(this.#host(path), size);
+      return;
+    }
+    const file = await open(this.#host(path), openFlags);
     try {
       for (let done = 0; done < size; ) {
         const length = Math.min(readSize, size - done);
         const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(length), 0, length);
-        if (bytesRead === 0) throw new Error(`a file of an image ends at byte ${String(done)} of ${String(size)}`);
+        if (bytesRead === 0) throw endsEarly(done, size);
         yield buffer.subarray(0, bytesRead);
         done += bytesRead;
       }
@@ -72,6 +93,27 @@ export class RootView implements FileTree {
   #host(path: ByteString): Buffer {
     return Buffer.from(`${this.#root}${path}`, "latin1");
   }
+}
+
+const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW;
+
+function readSmall(file: Buffer, size: number): Buffer {
+  const fd = openSync(file, openFlags);
+  try {
+    const buffer = Buffer.allocUnsafe(size);
+    for (let done = 0; done < size; ) {
+      const bytesRead = readSync(fd, buffer, done, size - done, done);
+      if (bytesRead === 0) throw endsEarly(done, size);
+      done += bytesRead;
+    }
+    return buffer;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function endsEarly(done: number, size: number): Error {
+  return new Error(`a file of an image ends at byte ${String(done)} of ${String(size)}`);
 }
 
 /** The root of `FROM scratch`: an empty directory. */
