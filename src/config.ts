@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { isIP } from "node:net";
 import { cpus, hostname, totalmem } from "node:os";
 import { resolve } from "node:path";
 import { type BlobPlace, type BucketCredentials, blobPlaceRule, parseBlobPlace } from "./core/blob-store.ts";
@@ -38,6 +39,8 @@ export interface Config {
   insecureRegistries: ReadonlySet<string>;
   /** CIDR blocks of private networks that outbound connections may reach. */
   outboundAllow: readonly string[];
+  /** CIDR blocks of private networks that containers and the steps of builds may reach. */
+  egressAllow: readonly string[];
   corsOrigins: readonly string[];
   /** Where clients and webhooks reach the API; null: where a client says that it does. */
   publicUrl: string | null;
@@ -88,6 +91,19 @@ function choice<const T extends string>(env: Environment, name: string, values: 
 function list(env: Environment, name: string): string[] {
   const parts = (env[name] ?? "").split(",");
   return parts.map((part) => part.trim()).filter((part) => part !== "");
+}
+
+/** CIDR blocks and addresses that are separated by commas, in a form that nft reads, too. */
+function networks(env: Environment, name: string): string[] {
+  const good = (block: string) => {
+    const [, address = "", bits = "0"] = /^([\da-f.:]+)(?:\/(\d{1,3}))?$/i.exec(block) ?? [];
+    const family = isIP(address);
+    return family !== 0 && Number(bits) <= (family === 4 ? 32 : 128);
+  };
+  const blocks = list(env, name);
+  if (!blocks.every(good))
+    throw new ConfigError(`${name}: must be CIDR blocks such as 10.0.0.0/8, separated by commas`);
+  return blocks;
 }
 
 function listenAddress(env: Environment, name: string): Address | null {
@@ -205,6 +221,7 @@ export function readConfig(env: Environment): Config {
     registryMirrors: registryMirrors(env),
     insecureRegistries: new Set(list(env, "BERTH_INSECURE_REGISTRIES")),
     outboundAllow: list(env, "BERTH_OUTBOUND_ALLOW"),
+    egressAllow: networks(env, "BERTH_EGRESS_ALLOW"),
     corsOrigins: list(env, "BERTH_CORS_ORIGINS"),
     publicUrl: text(env, "BERTH_PUBLIC_URL", http, "must be an http:// or https:// URL"),
     logLevel: choice(env, "BERTH_LOG_LEVEL", ["trace", "debug", "info", "warn", "error", "silent"], "warn"),

@@ -14,7 +14,7 @@ import { Ports } from "./apply/ports.ts";
 import { findProgram, findRuntime, type Runtime, type RuntimeName } from "./apply/runtime.ts";
 import { SeccompFilters } from "./apply/seccomp.ts";
 import { armFailpoint, type ReachFailpoint } from "./failpoint.ts";
-import { nameservers } from "./plan/files.ts";
+import { nameservers, usedResolvConf } from "./plan/files.ts";
 import { idBase, type Layout, layout, type SlotLayout, slotLayout } from "./plan/layout.ts";
 import type { NetworkScope } from "./plan/network.ts";
 
@@ -24,6 +24,8 @@ export interface SandboxConfig {
   runDir: string;
   dataDir: string;
   runtime: RuntimeName | null;
+  /** CIDR blocks of private networks that containers may reach; absent: none. */
+  egressAllow?: readonly string[];
   /** A name of failpoint.ts: for tests. */
   failpoint?: string | null;
 }
@@ -51,6 +53,9 @@ export interface Parts {
   idBase: (slot: number) => number;
 }
 
+/** The host's own, and what systemd-resolved asks when that names only its listener on loopback. */
+const resolvConfFiles = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
 /** Opens them; what earlier workers left in the kernel is taken over. */
 export async function openParts(config: SandboxConfig): Promise<Parts> {
   const all = layout(config);
@@ -62,8 +67,11 @@ export async function openParts(config: SandboxConfig): Promise<Parts> {
   const scope: NetworkScope = { instance: config.instance, block };
   const nft = new Nft();
   const conntrack = new Conntrack();
-  const resolvConf = existsSync("/etc/resolv.conf") ? readFileSync("/etc/resolv.conf", "utf8") : "";
-  const firewall = new Firewall(nft, scope, { resolvers: nameservers(resolvConf) });
+  const resolvConf = usedResolvConf(
+    resolvConfFiles.filter((path) => existsSync(path)).map((path) => readFileSync(path, "utf8")),
+  );
+  const allowed = config.egressAllow ?? [];
+  const firewall = new Firewall(nft, scope, { resolvers: nameservers(resolvConf), allowed });
   const network = new HostNetwork(scope, conntrack);
   return {
     layout: all,

@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, test } from "vitest";
 import { maxOpened, type Protection, protections } from "../../src/isolation/plan/firewall.ts";
-import { flood, get, host, outside, ping, TestNetwork } from "../support/network.ts";
+import { flood, get, host, type NetworkOptions, outside, ping, TestNetwork } from "../support/network.ts";
 
 const networks: TestNetwork[] = [];
 
-async function network(options: { without?: Protection[]; resolvers?: string[] } = {}): Promise<TestNetwork> {
+async function network(options: NetworkOptions = {}): Promise<TestNetwork> {
   const one = await TestNetwork.create(options);
   networks.push(one);
   return one;
@@ -97,6 +97,21 @@ describe("what containers reach", () => {
     expect((await net.inside(0, ...get("fd99::9", 53))).out).toBe("names");
     expect((await net.inside(0, ...get("10.1.1.1", 54))).code).not.toBe(0);
     expect((await net.inside(0, ...get("192.168.7.7", 53))).code).not.toBe(0);
+  });
+
+  test("private networks that the operator allows, and no others", async () => {
+    const net = await network({ allowed: ["10.1.1.1/9", "10.1.0.0/16", "203.0.113.1", "fd99::/64"] });
+    await net.container(0, "prj_a");
+    await net.container(1, "prj_a", false);
+    await net.serve("outside", "outside", "80");
+    for (const address of ["10.1.1.1", "fd99::9"]) {
+      expect((await net.inside(0, ...get(address, 80))).out).toBe("outside");
+      expect((await net.inside(1, ...get(address, 80))).code).not.toBe(0);
+    }
+    expect((await net.inside(0, ...get("192.168.7.7", 80))).code).not.toBe(0);
+    // The host itself stays out of reach.
+    await net.serve("host", "host", "5432");
+    expect((await net.inside(0, ...get(host.public4, 5432))).code).not.toBe(0);
   });
 });
 

@@ -17,13 +17,15 @@ interface Start {
   scope: NetworkScope;
   without: Protection[];
   resolvers: string[];
+  allowed: string[];
 }
 
-const { scope, without, resolvers } = JSON.parse(process.argv[2] ?? "{}") as Start;
+const { scope, without, resolvers, allowed } = JSON.parse(process.argv[2] ?? "{}") as Start;
 const conntrack = new Conntrack();
 const network = new HostNetwork(scope, conntrack);
 const nft = new Nft();
-const open = (protections: Protection[]): Firewall => new Firewall(nft, scope, { without: protections, resolvers });
+const open = (protections: Protection[]): Firewall =>
+  new Firewall(nft, scope, { without: protections, resolvers, allowed });
 let firewall = open(without);
 const ports = new Ports(firewall, conntrack, (slot) => network.of(slot));
 const sandboxes = new Map<number, Namespaces>();

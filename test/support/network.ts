@@ -99,6 +99,13 @@ export const outside = {
 };
 export const host = { public4: "203.0.113.1", public6: "2001:db8:113::1" };
 
+/** How a host's firewall is set up. */
+export interface NetworkOptions {
+  without?: Protection[];
+  resolvers?: string[];
+  allowed?: string[];
+}
+
 /**
  * A host with containers and an outside, all in namespaces of the test's own: nothing leaves the machine. Containers
  * have no processes but those that a test starts inside their network.
@@ -117,7 +124,7 @@ export class TestNetwork {
     this.host = host;
   }
 
-  static async create(options: { without?: Protection[]; resolvers?: string[] } = {}): Promise<TestNetwork> {
+  static async create(options: NetworkOptions = {}): Promise<TestNetwork> {
     const network = new TestNetwork(await TestNamespace.create(), await TestNamespace.create());
     await network.#connect();
     await network.startWorker(options);
@@ -145,8 +152,8 @@ export class TestNetwork {
     // It must not answer for its closed addresses only: they are the host's to reach by the default route.
   }
 
-  async startWorker(options: { without?: Protection[]; resolvers?: string[] } = {}): Promise<void> {
-    const start = { scope: this.scope, without: options.without ?? [], resolvers: options.resolvers ?? [] };
+  async startWorker(options: NetworkOptions = {}): Promise<void> {
+    const start = { scope: this.scope, without: [], resolvers: [], allowed: [], ...options };
     this.worker = await TestWorker.start(this.host.pid, start);
   }
 

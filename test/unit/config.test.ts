@@ -61,6 +61,15 @@ describe("settings", () => {
     expect([...config.insecureRegistries]).toEqual(["127.0.0.1:5000"]);
   });
 
+  test("private networks that containers may reach are CIDR blocks", () => {
+    const of = (text: string) => readConfig({ BERTH_EGRESS_ALLOW: text }).egressAllow;
+    expect(of("")).toEqual([]);
+    expect(of("10.1.0.0/16, 192.168.7.7,fd12::/48")).toEqual(["10.1.0.0/16", "192.168.7.7", "fd12::/48"]);
+    for (const bad of ["10.0.0.0/33", "fd12::/129", "mirror.example", "10.0.0.0/8 }; flush ruleset", "fe80::1%eth0"]) {
+      expect(() => of(bad)).toThrow(/^BERTH_EGRESS_ALLOW: [^\n]+$/);
+    }
+  });
+
   test("a blob store is a directory or a bucket", () => {
     const credentials = { BERTH_S3_ACCESS_KEY_ID: "id", BERTH_S3_SECRET_ACCESS_KEY: "secret" };
     const of = (text: string) =>

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { effectiveCapabilities } from "../../src/core/capability.ts";
 import { BerthError } from "../../src/core/errors.ts";
-import { hostFiles, nameservers } from "../../src/isolation/plan/files.ts";
+import { hostFiles, nameservers, usedResolvConf } from "../../src/isolation/plan/files.ts";
 import { blocks, idBase, layout, slotLayout, usableSlots } from "../../src/isolation/plan/layout.ts";
 import { cgroupLimits, processLimits } from "../../src/isolation/plan/limits.ts";
 import { seccompProfile } from "../../src/isolation/plan/seccomp.ts";
@@ -162,6 +162,11 @@ describe("the host's files", () => {
   test("resolvers on loopback are replaced, and the rest is kept", () => {
     expect(nameservers("nameserver 127.0.0.53\nnameserver ::1\n")).toEqual(["1.1.1.1", "8.8.8.8"]);
     expect(nameservers("nameserver 127.0.0.1\nnameserver 10.0.0.2\nnameserver nonsense\n")).toEqual(["10.0.0.2"]);
+    const asked = "nameserver 10.0.0.3\n";
+    expect(usedResolvConf(["nameserver 127.0.0.53\n", asked])).toBe(asked);
+    expect(usedResolvConf(["nameserver 10.0.0.2\n", asked])).toBe("nameserver 10.0.0.2\n");
+    expect(usedResolvConf(["nameserver ::1\n"])).toBe("nameserver ::1\n");
+    expect(usedResolvConf([])).toBe("");
     const files = hostFiles("web", "10.88.0.1", "search example.org\noptions ndots:2\nnameserver 10.0.0.2\n");
     expect(files["resolv.conf"]).toBe("nameserver 10.0.0.2\nsearch example.org\noptions ndots:2\n");
     expect(files.hosts).toContain("10.88.0.1\tweb\n");

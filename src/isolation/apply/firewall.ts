@@ -1,4 +1,5 @@
 import {
+  allowedElements,
   containerElements,
   type Element,
   elementCommand,
@@ -36,6 +37,7 @@ export class Firewall {
   readonly #nft: Nft;
   readonly #scope: NetworkScope;
   readonly #resolvers: readonly string[];
+  readonly #allowed: readonly string[];
   readonly #without: readonly Protection[];
   readonly #containers = new Map<number, Membership & { group: number }>();
   readonly #ports = new Map<string, PublishedPort>();
@@ -45,16 +47,18 @@ export class Firewall {
 
   /**
    * Takes over what the kernel holds of this instance, and puts it under this version's rules.
-   * `resolvers`: the name servers that containers may ask although their addresses are private.
+   * `resolvers`: the name servers that containers may ask although their addresses are private; `allowed`: CIDR blocks
+   * of private networks that those with egress may reach.
    */
   constructor(
     nft: Nft,
     scope: NetworkScope,
-    options: { resolvers?: readonly string[]; without?: readonly Protection[] } = {},
+    options: { resolvers?: readonly string[]; allowed?: readonly string[]; without?: readonly Protection[] } = {},
   ) {
     this.#nft = nft;
     this.#scope = scope;
     this.#resolvers = options.resolvers ?? [];
+    this.#allowed = options.allowed ?? [];
     this.#without = options.without ?? [];
     this.#load();
     this.#rebuild();
@@ -168,6 +172,7 @@ export class Firewall {
   #rebuild(): void {
     const elements = [
       ...resolverElements(this.#resolvers),
+      ...allowedElements(this.#allowed),
       ...[...this.#containers].flatMap(([slot, membership]) => containerElements(this.#scope, slot, membership)),
       ...this.ports().flatMap((port) => portElements(this.#scope, port, port)),
     ];

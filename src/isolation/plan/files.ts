@@ -24,13 +24,22 @@ export function hostFiles(hostname: string, address: string | null, hostResolvCo
   };
 }
 
+/** Of the host's files of resolvers the first that names one which containers reach, or else the first. */
+export function usedResolvConf(texts: readonly string[]): string {
+  return texts.find((text) => reachable(text).length > 0) ?? texts[0] ?? "";
+}
+
 /** The resolvers that containers of a host with this /etc/resolv.conf ask (resolv.conf(5)): none on loopback. */
 export function nameservers(hostResolvConf: string): string[] {
-  const usable = hostResolvConf.split("\n").flatMap((line) => {
+  const usable = reachable(hostResolvConf);
+  return (usable.length > 0 ? usable : publicNameservers).slice(0, 3);
+}
+
+function reachable(resolvConf: string): string[] {
+  return resolvConf.split("\n").flatMap((line) => {
     const address = /^\s*nameserver\s+(\S+)\s*$/.exec(line)?.[1];
     return address !== undefined && isIP(address) !== 0 && !isLoopback(address) ? [address] : [];
   });
-  return (usable.length > 0 ? usable : publicNameservers).slice(0, 3);
 }
 
 function resolvConf(host: string): string {

@@ -33,6 +33,9 @@ const sets = {
   // The host's name servers: the only private addresses that containers reach, and only port 53.
   resolver4: "typeof ip daddr",
   resolver6: "typeof ip6 daddr",
+  // Private networks that the operator lets containers reach.
+  allowed4: "typeof ip daddr; flags interval; auto-merge",
+  allowed6: "typeof ip6 daddr; flags interval; auto-merge",
 } as const;
 export type SetName = keyof typeof sets;
 
@@ -150,6 +153,8 @@ chain outward {
   ct state established,related accept
   ip daddr @resolver4 meta l4proto { tcp, udp } th dport 53 accept
   ip6 daddr @resolver6 meta l4proto { tcp, udp } th dport 53 accept
+  iifname @egress ip daddr @allowed4 accept
+  iifname @egress ip6 daddr @allowed6 accept
   ${unless("closed", `ip daddr @closed4 ${refuse}\nip6 daddr @closed6 ${refuse}`)}
   iifname @egress accept
   ${refuse}
@@ -211,6 +216,11 @@ export function portElements(
 
 export function resolverElements(addresses: readonly string[]): Element[] {
   return addresses.map((key) => ({ set: key.includes(":") ? "resolver6" : "resolver4", key }));
+}
+
+/** @param blocks CIDR blocks and addresses */
+export function allowedElements(blocks: readonly string[]): Element[] {
+  return blocks.map((key) => ({ set: key.includes(":") ? "allowed6" : "allowed4", key }));
 }
 
 /** An nft command for one element. */
