@@ -6,6 +6,8 @@ export interface PutExpectation {
   maxBytes: number;
   /** Awaited when the bytes are complete and their digest is right; if it throws, nothing is kept. */
   confirm?: () => Promise<void>;
+  /** Called when the bytes are complete and their digest is known, before they are kept: nobody may be told of the blob yet. */
+  written?: (blob: StoredBlob) => void;
 }
 
 /** Bytes from `start` to `end`, both included; without `end` to the last. */

@@ -21,8 +21,8 @@ export interface Converted {
 const maxImplicit = 10_000;
 
 /**
- * Converts a plain tar to an EROFS image at `path` (a new file), streaming. The file is durable when this returns; after an
- * error it is the caller's to delete.
+ * Converts a plain tar to an EROFS image at `path` (a new file), streaming. The file is not durable yet when this returns;
+ * after an error it is the caller's to delete.
  * @throws BerthError `invalid_image`, `layer_too_large`, `disk_full`.
  */
 export async function convertLayer(
@@ -50,7 +50,7 @@ export async function convertLayer(
     }
     const diffId = hash.digest();
     const imageBytes = await image.finish(tree.root, diffId);
-    await sink.sync();
+    await sink.writeOut();
     return {
       diffId: `sha256:${diffId.toString("hex")}`,
       imageBytes,

@@ -132,12 +132,13 @@ export class FileBlobs implements ClusterStore {
     return IncomingFile.create(join(this.#uploads, randomUUID()), process.getuid?.() === 0 ? owner : undefined);
   }
 
-  async #keep(incoming: IncomingFile, expect: Pick<PutExpectation, "digest" | "confirm">): Promise<StoredBlob> {
-    const digest = incoming.finish(expect.digest);
-    await Promise.all([incoming.sync(), this.#claim(digest), expect.confirm?.()]);
-    await incoming.moveTo(this.#path(digest));
+  async #keep(incoming: IncomingFile, expect: Omit<PutExpectation, "maxBytes">): Promise<StoredBlob> {
+    const blob = { digest: incoming.finish(expect.digest), sizeBytes: incoming.bytes };
+    expect.written?.(blob);
+    await Promise.all([incoming.sync(), this.#claim(blob.digest), expect.confirm?.()]);
+    await incoming.moveTo(this.#path(blob.digest));
     await syncDirectory(this.#blobs);
-    return { digest, sizeBytes: incoming.bytes };
+    return blob;
   }
 
   /** Makes the directories when they are missing. Returns the owner of the store. */
@@ -189,7 +190,7 @@ async function removeOld(
 }
 
 /** Renames are durable once their directory is. */
-export async function syncDirectory(path: string): Promise<void> {
+async function syncDirectory(path: string): Promise<void> {
   const directory = await open(path, "r");
   try {
     await directory.sync();

@@ -64,10 +64,15 @@ export class FileSink {
     await this.#file.write(bytes, 0, bytes.length, position).catch(diskError);
   }
 
-  /** Makes all that was written durable. */
-  async sync(): Promise<void> {
+  /** Returns when the file has all that was written, for whoever opens it; not all of it is durable yet. */
+  async writeOut(): Promise<void> {
     await this.#drain();
     await this.#flushing;
+  }
+
+  /** Makes all that was written durable. */
+  async sync(): Promise<void> {
+    await this.writeOut();
     await this.#file.datasync().catch(diskError);
   }
 

@@ -1,8 +1,7 @@
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { rmSync, statSync } from "node:fs";
-import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { BerthError } from "../core/errors.ts";
 import type { Layer } from "../core/image.ts";
 import { digestPattern } from "../core/reference.ts";
 import type { BlobStore, StoredBlob } from "./blobs.ts";
@@ -10,7 +9,8 @@ import { coalesce } from "./byte-reader.ts";
 import { decompress, gzip } from "./compress.ts";
 import { type Converted, convertLayer } from "./convert.ts";
 import { digestHex, digestOf } from "./digest.ts";
-import { syncDirectory } from "./file-blobs.ts";
+import { diskError } from "./disk-error.ts";
+import { checkDiffId, exactly, verify } from "./expected-layer.ts";
 import { inheritedAttributes, type StackedLayer } from "./inherited-attributes.ts";
 import type { ByteString, LayerEntry } from "./layer-entry.ts";
 import { defaultLimits, type LayerLimits } from "./layer-limits.ts";
@@ -40,6 +40,22 @@ interface LayerRecord {
   digests: string[];
   implicit: ByteString[];
   opaqueRoot: boolean;
+}
+
+/** A layer that was just made. */
+export interface MadeLayer {
+  /** It can be mounted on this host. */
+  layer: Layer;
+  /** Resolves once its blob is in the store, and can be told of: until then only this process knows the layer. */
+  stored: Promise<void>;
+}
+
+/** What stores the blob of a layer that is being converted. */
+interface Conversion {
+  /** What the tar is converted to; it has failed when the tar is no layer. */
+  converted: Promise<Converted>;
+  /** Lets the image be used before the blob is stored, whose digest this is. */
+  place: (digest: string) => Promise<Converted>;
 }
 
 /** Images that only complete a stack of layers; they have no record and are made again by the next process. */
@@ -106,8 +122,8 @@ export class LayerStore {
     await this.#exclusively(expect.diffId, async () => {
       const blob = new Tee(coalesce(exactly(await open(), expect), transferChunk));
       const [toBlob, toImage] = blob.branches;
-      await this.#convert(blob, decompress(toImage), async (conversion) => {
-        const confirm = async (): Promise<void> => checkDiffId(await conversion, expect);
+      await this.#convert(blob, decompress(toImage), async ({ converted }) => {
+        const confirm = async (): Promise<void> => checkDiffId(await converted, expect);
         return this.#blobs.put(toBlob, { digest: expect.digest, maxBytes: expect.sizeBytes, confirm });
       });
     });
@@ -115,15 +131,35 @@ export class LayerStore {
 
   /** Makes a layer of entries, in one pass: its blob (gzip) and its image. The same entries give the same layer. */
   async create(entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>): Promise<Layer> {
+    const { layer, stored } = await this.make(entries);
+    await stored;
+    return layer;
+  }
+
+  /**
+   * Makes a layer as `create` does, and returns it as soon as it can be mounted: what waits for the disk goes on meanwhile.
+   * `stored` must be waited for, also where it is the only one to fail.
+   */
+  async make(entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>): Promise<MadeLayer> {
     const tar = new Tee(coalesce(writeTar(entries), transferChunk));
     const [toBlob, toImage] = tar.branches;
-    const { converted, digest, sizeBytes } = await this.#convert(tar, toImage, async (conversion) => {
-      const confirm = async (): Promise<void> => {
-        await conversion;
+    const made = Promise.withResolvers<Layer>();
+    const stored = this.#convert(tar, toImage, async ({ converted, place }) => {
+      const written = ({ digest, sizeBytes }: StoredBlob): void => {
+        const layerOf = ({ diffId }: Converted): Layer => ({ digest, diffId, sizeBytes, mediaType: gzipLayer });
+        // That it failed is told when nothing of it is left.
+        place(digest).then(
+          (image) => made.resolve(layerOf(image)),
+          () => undefined,
+        );
       };
-      return this.#blobs.put(gzip(toBlob), { maxBytes: Number.MAX_SAFE_INTEGER, confirm });
+      const confirm = async (): Promise<void> => {
+        await converted;
+      };
+      return this.#blobs.put(gzip(toBlob), { maxBytes: Number.MAX_SAFE_INTEGER, confirm, written });
     });
-    return { digest, diffId: converted.diffId, sizeBytes, mediaType: gzipLayer };
+    stored.catch(made.reject);
+    return { layer: await made.promise, stored };
   }
 
   /** Makes sure that the image is there, from its blob when it is not. The layer must be one of a stored image. */
@@ -140,9 +176,9 @@ export class LayerStore {
       await this.#takers.take(async () => {
         const blob = new Tee(coalesce(exactly(await this.#blobs.open(expect.digest), expect), transferChunk));
         const [toHash, toImage] = blob.branches;
-        await this.#convert(blob, decompress(toImage), async (conversion) => {
+        await this.#convert(blob, decompress(toImage), async ({ converted }) => {
           const stored = await verify(toHash, expect);
-          checkDiffId(await conversion, expect);
+          checkDiffId(await converted, expect);
           return stored;
         });
       });
@@ -217,28 +253,29 @@ export class LayerStore {
 
   /**
    * Converts the tar beside `store`, which stores the blob; both read branches of `source`. The image is kept only when
-   * both were successful. An error of `store` counts first: a blob that is not what it should be explains a conversion
-   * that failed.
+   * both were successful, or was placed before: then it is what it says, and goes when nobody uses it. An error of `store`
+   * counts first: a blob that is not what it should be explains a conversion that failed.
    */
   async #convert(
     source: Tee<Uint8Array>,
     tar: AsyncIterable<Uint8Array>,
-    store: (conversion: Promise<Converted>) => Promise<StoredBlob>,
-  ): Promise<StoredBlob & { converted: Converted }> {
+    store: (conversion: Conversion) => Promise<StoredBlob>,
+  ): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const temporary = join(this.#directory, `${randomUUID()}.tmp`);
-    const conversion = convertLayer(tar, temporary, this.#limits);
-    conversion.catch(() => undefined);
+    const converted = convertLayer(tar, temporary, this.#limits);
+    converted.catch(() => undefined);
+    const placing: { done?: Promise<Converted> } = {};
+    const place = (digest: string): Promise<Converted> =>
+      (placing.done ??= converted.then((image) => this.#place(temporary, image, digest)));
     try {
-      const stored = await store(conversion);
-      const converted = await conversion;
-      await this.#keep(temporary, converted, stored.digest);
-      return { converted, ...stored };
+      const stored = await store({ converted, place });
+      await this.#keepRecord((await place(stored.digest)).diffId);
     } catch (error) {
       await source.stop(error);
       throw error;
     } finally {
-      await conversion.catch(() => undefined);
+      await Promise.allSettled([converted, placing.done ?? converted]);
       await rm(temporary, { force: true });
     }
   }
@@ -261,20 +298,31 @@ export class LayerStore {
     return path;
   }
 
-  async #keep(temporary: string, converted: Converted, digest: string): Promise<void> {
+  /** Puts an image in its place, where this process finds it; the next one does when its record is kept. */
+  async #place(temporary: string, converted: Converted, digest: string): Promise<Converted> {
     const { diffId, imageBytes, implicit, opaqueRoot } = converted;
     const before = await this.#record(diffId);
     const digests = [...new Set([...(before?.digests ?? []), digest])];
     // An image that is there may be mounted; it is the same.
     if (before === null) await rename(temporary, this.path(diffId));
-    const record: LayerRecord = { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot };
+    this.#records.set(diffId, { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot });
+    return converted;
+  }
+
+  /**
+   * Writes the record of an image that is in its place. The image is durable before: one whose size is right is whole. The
+   * record need not be, nor the names of both: without them the image is made from its blob again.
+   */
+  async #keepRecord(diffId: string): Promise<void> {
+    const record = this.#records.get(diffId);
+    // It was removed meanwhile.
+    if (record === undefined) return;
     const recordFile = this.#recordPath(diffId);
     // Two builds may make the same layer at the same time.
     const unfinished = `${recordFile}.${randomUUID()}.tmp`;
-    await writeFile(unfinished, JSON.stringify(record), { flush: true });
+    await syncFile(this.path(diffId)).catch(diskError);
+    await writeFile(unfinished, JSON.stringify(record)).catch(diskError);
     await rename(unfinished, recordFile);
-    await syncDirectory(this.#directory);
-    this.#records.set(diffId, record);
   }
 
   /** The record of a whole image of this version; null when it is missing, cut short or old. */
@@ -317,31 +365,11 @@ export class LayerStore {
   }
 }
 
-function checkDiffId({ diffId }: Converted, expect: Layer): void {
-  if (diffId === expect.diffId) return;
-  throw new BerthError("digest_mismatch", `The layer's content is ${diffId}, not ${expect.diffId}.`);
-}
-
-/** Reads a blob of the store to its end. @throws BerthError `digest_mismatch` */
-async function verify(source: AsyncIterable<Uint8Array>, { digest, sizeBytes }: Layer): Promise<StoredBlob> {
-  const hash = createHash("sha256");
-  for await (const chunk of source) hash.update(chunk);
-  const found = `sha256:${hash.digest("hex")}`;
-  if (found === digest) return { digest, sizeBytes };
-  throw new BerthError("digest_mismatch", `The blob ${digest} has the content of ${found}.`);
-}
-
-/** The source's bytes, which must be as many as the layer is said to have. */
-async function* exactly(source: AsyncIterable<Uint8Array>, expect: Layer): AsyncGenerator<Uint8Array, void> {
-  let seen = 0;
-  for await (const chunk of source) {
-    seen += chunk.length;
-    if (seen > expect.sizeBytes) {
-      throw new BerthError("digest_mismatch", `The blob ${expect.digest} is larger than its manifest says.`);
-    }
-    yield chunk;
-  }
-  if (seen < expect.sizeBytes) {
-    throw new BerthError("digest_mismatch", `The blob ${expect.digest} is smaller than its manifest says.`);
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, "r");
+  try {
+    await file.datasync();
+  } finally {
+    await file.close();
   }
 }
