@@ -10,7 +10,7 @@ import { type FinishedStage, runStages } from "./stage-runner.ts";
 import { StepResults } from "./step-results.ts";
 import type { BuildState } from "./step-runner.ts";
 
-/** The target stage with its layers in the blob store, and what is known of all steps that led to it. */
+/** The target stage, whose layers are in the blob store once nothing goes on beside, and what is known of all steps that led to it. */
 export interface CachedBuild extends FinishedStage {
   results: ReadonlyMap<string, StepResult>;
   imports: ImportedCaches;
@@ -53,7 +53,7 @@ async function builtWith(
   const imports = new ImportedCaches(cacheFrom, means, report, signal);
   const results = new StepResults(means.cache, means.blobs, imports, noCache);
   const layers: StepLayers = {
-    create: (entries) => means.layers.create(abortableEntries(entries, signal)),
+    make: (entries) => means.layers.make(abortableEntries(entries, signal)),
     lowers: async (those) => {
       await imports.obtain(those);
       return unlessAborted(means.layers.lowers(those), signal);

@@ -2,12 +2,12 @@ import type { LayerEntry } from "../../image/layer-entry.ts";
 import type { LayerStore } from "../../image/layers.ts";
 
 /** What steps need of the layer store. */
-export type StepLayers = Pick<LayerStore, "create" | "lowers">;
+export type StepLayers = Pick<LayerStore, "make" | "lowers">;
 
 /** Layers in which nothing is younger than the epoch (seconds since 1970), so that they don't tell when they were made. */
 export function datedLayers(layers: StepLayers, epoch: number): StepLayers {
   return {
-    create: (entries) => layers.create(dated(entries, epoch)),
+    make: (entries) => layers.make(dated(entries, epoch)),
     lowers: (those) => layers.lowers(those),
   };
 }

@@ -17,6 +17,7 @@ import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
 import { Turns } from "../../image/turns.ts";
 import { abortable } from "./abortable.ts";
+import { Beside } from "./beside.ts";
 import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
@@ -56,6 +57,7 @@ export async function runBuild(
   const plain = hostDecompress(means.sandboxes);
   const tar = abortable(plain(await means.blobs.open(digest)), signal);
   const context = await readContext(tar, `${means.scratch}/context`);
+  const beside = new Beside();
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
     signal.throwIfAborted();
@@ -75,15 +77,18 @@ export async function runBuild(
       context: tree,
       images,
       running: new Turns(runsAtOnce),
+      beside,
     };
-    const built = await cachedStages(plan, state, request, signal);
-    const stored = await store(means, writeImage(built.config, built.layers));
+    const built = await cachedStages(plan, state, request, AbortSignal.any([signal, beside.failed]));
+    const [stored] = await Promise.all([store(means, writeImage(built.config, built.layers)), beside.end()]);
     const { cacheTo } = request;
     return {
       ...stored,
       cache: cacheTo === undefined ? null : await exportCache(cacheTo, built, means, report, signal),
     };
   } finally {
+    // Its error is told already, or is less than the one that is.
+    await beside.end().catch(() => undefined);
     await context.close();
   }
 }
@@ -168,8 +173,7 @@ async function readOptional(tree: ContextTree, path: string): Promise<string | n
 
 async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<Omit<BuiltImage, "cache">> {
   const { image, manifest, config, configDigest } = written;
-  await putOnce(means.blobs, config, configDigest);
-  await putOnce(means.blobs, manifest, image.digest);
+  await Promise.all([putOnce(means.blobs, config, configDigest), putOnce(means.blobs, manifest, image.digest)]);
   return { image, manifest: JSON.parse(Buffer.from(manifest).toString()) as Record<string, unknown> };
 }
 

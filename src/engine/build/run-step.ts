@@ -3,6 +3,7 @@ import type { RunStep } from "../../build/step.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Layer } from "../../core/image.ts";
 import { type LayerEntry, noContent, noXattrs, toByteString } from "../../image/layer-entry.ts";
+import type { MadeLayer } from "../../image/layers.ts";
 import { readUpper } from "../../image/upper.ts";
 import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
@@ -24,7 +25,8 @@ const maxLineLength = 16_384;
 const shortestHidden = 6;
 
 /**
- * Runs a RUN step in a sandbox over the layers and returns what it changed as a layer; null: nothing.
+ * Runs a RUN step in a sandbox over the layers. `made` is called with what it changed as a layer, or null when it is
+ * nothing: before the sandbox is removed, which can take as long as the step.
  * @throws BerthError `step_failed` with `exitCode` and the last lines; the signal's reason when it aborts: the process
  *   is killed then, and nothing of it is left.
  */
@@ -36,7 +38,8 @@ export async function runStep(
   build: BuildIdentity,
   report: BuildReport,
   signal: AbortSignal,
-): Promise<Layer | null> {
+  made: (layer: MadeLayer | null) => void,
+): Promise<void> {
   const { sandboxes } = means;
   const below = step.script === null ? layers : [...layers, await scriptLayer(means.layers, step.script)];
   const lowers = await means.layers.lowers(below);
@@ -88,7 +91,7 @@ export async function runStep(
     const changes = readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot));
     try {
       const entries = await someOrNone(changes);
-      return entries === null ? null : await means.layers.create(entries);
+      made(entries === null ? null : await means.layers.make(entries));
     } finally {
       // Given up half-way it has the disk open still, which could not be unmounted then.
       await changes.return();
@@ -149,15 +152,17 @@ function failure(step: RunStep, end: ReturnType<Sandboxes["probe"]>, last: reado
 }
 
 /** The script of a heredoc as a layer of its own: it is there while the step runs, and in no image. */
-function scriptLayer(layers: StepLayers, script: NonNullable<RunStep["script"]>): Promise<Layer> {
+async function scriptLayer(layers: StepLayers, script: NonNullable<RunStep["script"]>): Promise<Layer> {
   const bytes = Buffer.from(script.content);
   const path = toByteString(script.path.slice(1));
   const common = { uid: 0, gid: 0, mtime: { seconds: 0, nanoseconds: 0 }, target: "", xattrs: noXattrs };
   const directory = path.slice(0, path.lastIndexOf("/") + 1);
-  return layers.create([
+  const { layer, stored } = await layers.make([
     { ...common, path: directory, type: "directory", mode: 0o755, size: 0, content: noContent },
     { ...common, path, type: "file", mode: 0o755, size: bytes.length, content: [bytes] },
   ] satisfies LayerEntry[]);
+  await stored;
+  return layer;
 }
 
 /** The entries, or null when there are none. */

@@ -20,14 +20,20 @@ export class StepResults {
     this.#noCache = noCache;
   }
 
-  /** What a step with this key made before: as the project knows itself, or else as the build's caches say. */
+  /** What a step with this key made before: in this build, as the project knows, or else as the build's caches say. */
   async find(key: string): Promise<StepResult | null> {
     if (this.#noCache) return null;
-    const known = (await this.#usable(key)) ?? (await this.#imports.find(key));
+    const known = this.used.get(key) ?? (await this.#usable(key)) ?? (await this.#imports.find(key));
     if (known !== null) this.used.set(key, known);
     return known;
   }
 
+  /** What a step of this build has made; only this build can count on it until it is kept. */
+  note(key: string, result: StepResult): void {
+    this.used.set(key, result);
+  }
+
+  /** Remembers for later builds what a step has made, once that is in the store. */
   async keep(key: string, result: StepResult): Promise<void> {
     this.used.set(key, result);
     await this.#imports.remember(key, result);

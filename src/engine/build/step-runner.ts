@@ -7,8 +7,10 @@ import { BerthError } from "../../core/errors.ts";
 import { commitPattern } from "../../core/git-source.ts";
 import type { Layer } from "../../core/image.ts";
 import { type LayerEntry, toByteString } from "../../image/layer-entry.ts";
+import type { MadeLayer } from "../../image/layers.ts";
 import type { Turns } from "../../image/turns.ts";
 import { resolveOwner } from "./accounts.ts";
+import type { Beside } from "./beside.ts";
 import { copiedContent } from "./copied-content.ts";
 import { copyLayer } from "./copy-layer.ts";
 import { type CopySource, originSource } from "./copy-source.ts";
@@ -33,6 +35,7 @@ export interface BuildState extends Origins {
   epoch: number | null;
   /** Bounds how many programs run at once. */
   running: Turns;
+  beside: Beside;
 }
 
 export type LayerStep = RunStep | CopyStep | WorkdirStep;
@@ -55,8 +58,14 @@ export async function layerOf(
     keys.push(key);
   }
   const created = new Date().toISOString();
-  const result = { layer: await perform(state, step, below), created, ...(keys.length > 1 ? { keys } : {}) };
-  for (const key of keys) await results.keep(key, result);
+  const made = await perform(state, step, below);
+  const result = { layer: made?.layer ?? null, created, ...(keys.length > 1 ? { keys } : {}) };
+  for (const key of keys) results.note(key, result);
+  const kept = async (): Promise<void> => {
+    await made?.stored;
+    for (const key of keys) await results.keep(key, result);
+  };
+  state.beside.add(kept());
   return { ...result, cached: false };
 }
 
@@ -101,25 +110,45 @@ async function withSources<T>(
   return use([originSource(step, context), ...elsewhere]);
 }
 
-async function perform(state: BuildState, step: LayerStep, below: readonly Layer[]): Promise<Layer | null> {
-  const { means, build, report, signal } = state;
+async function perform(state: BuildState, step: LayerStep, below: readonly Layer[]): Promise<MadeLayer | null> {
+  const { means } = state;
   switch (step.kind) {
     case "run":
-      return state.running.take(() =>
-        withMounts(state, step, below, (mounts) => runStep(step, below, mounts, means, build, report, signal)),
-      );
+      return runAhead(state, step, below);
     case "workdir":
       return withLayers(means, below, async (root) => {
         const entries = await workdirEntries(step, root);
-        return entries === null ? null : means.layers.create(entries);
+        return entries === null ? null : means.layers.make(entries);
       });
     case "copy":
       return withLayers(means, below, (root) =>
         withSources(state, step, (sources) =>
-          means.layers.create(copyLayer(step, sources, root, hostDecompress(means.sandboxes))),
+          means.layers.make(copyLayer(step, sources, root, hostDecompress(means.sandboxes))),
         ),
       );
   }
+}
+
+/** Runs the step and returns what it made; its sandbox and mounts are taken away beside what comes next. */
+async function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
+  const { means, build, report, signal, beside } = state;
+  const made = Promise.withResolvers<MadeLayer | null>();
+  let isMade = false;
+  const hand = (layer: MadeLayer | null): void => {
+    isMade = true;
+    made.resolve(layer);
+  };
+  const whole = state.running.take(() =>
+    withMounts(state, step, below, (mounts) => runStep(step, below, mounts, means, build, report, signal, hand)),
+  );
+  beside.add(
+    whole.catch((error: unknown) => {
+      // Until then it is the step that has failed, which knows its line.
+      if (isMade) throw error;
+      made.reject(error);
+    }),
+  );
+  return made.promise;
 }
 
 /** The directory of a WORKDIR when the root does not have it; null: it has. */
