@@ -1,4 +1,4 @@
-import { type BerthError, toBerthError } from "./errors.ts";
+import { BerthError, toBerthError } from "./errors.ts";
 
 /** Movable work: any worker may do it. Host-bound work has no jobs; its rows are the inbox (docs/architecture.md). */
 export const jobKinds = ["build", "pull", "push", "source", "deploy"] as const;
@@ -35,6 +35,16 @@ export interface PushPayload {
   auth?: string;
 }
 
+/** What a build's job is given: each as JSON, sealed for the purpose `build:<job id>`. */
+export interface BuildPayload {
+  /** `{username, password}` for its git repository. */
+  auth?: string;
+  /** Id → value, for its secret mounts. */
+  secrets?: string;
+  /** Registry → `{username, password}`. */
+  registryAuth?: string;
+}
+
 /** For what secrets in a job's payload are sealed (core/keys.ts): that job alone. */
 export function jobSealPurpose(job: { kind: JobKind; id: string }): string {
   return `${job.kind}:${job.id}`;
@@ -45,12 +55,22 @@ export type JobOutcome =
   | { status: "succeeded"; result: Record<string, unknown> }
   | { status: "failed"; error: ShownError }
   | { status: "cancelled" }
-  /** `uncounted`: the worker was stopped in the midst, which is nobody's failure. */
+  /** `uncounted`: it was nobody's failure, such as when the worker was stopped in the midst. */
   | { status: "retry"; error: ShownError; afterMs: number; uncounted?: true };
 
 /** The error as clients see it: code, message and the code's own facts. */
 export function shownError(error: BerthError): ShownError {
   return { code: error.code, message: error.message, ...error.facts };
+}
+
+/** Why a job can't be done now though nothing is wrong with it: it is tried again after that time, as often as it takes. */
+export class Postponed extends BerthError {
+  readonly afterMs: number;
+
+  constructor(reason: BerthError, afterMs: number) {
+    super(reason.code, reason.message, { facts: reason.facts, cause: reason });
+    this.afterMs = afterMs;
+  }
 }
 
 /** What a thrown error makes of attempt `attempt` of at most `maxAttempts`. */
@@ -60,6 +80,9 @@ export function outcomeOfError(
 ): JobOutcome {
   if (job.cancelRequested) return { status: "cancelled" };
   const error = toBerthError(thrown);
+  if (error instanceof Postponed) {
+    return { status: "retry", error: shownError(error), afterMs: error.afterMs, uncounted: true };
+  }
   return error.retryable && job.attempt < job.maxAttempts
     ? { status: "retry", error: shownError(error), afterMs: retryDelay(job.attempt) }
     : { status: "failed", error: shownError(error) };

@@ -16,6 +16,13 @@ export interface SourcePayload {
   buildJobId: string;
   /** Credentials, sealed for this job and for the build's (`jobSealPurpose`), and the origin that they are for alone. */
   auth?: { origin: string; read: string; build: string };
+  /** Users at registries, sealed for the build's job. */
+  registryAuth?: string;
+}
+
+/** For what a source's users at registries are sealed (core/keys.ts) in its row. */
+export function registryAuthPurpose(sourceId: string): string {
+  return `registryAuth:${sourceId}`;
 }
 
 export const deliveryStatuses = ["received", "ignored", "building", "built", "failed"] as const;

@@ -1,7 +1,7 @@
 import { newId } from "../core/ids.ts";
 import { jobSealPurpose } from "../core/job.ts";
 import { open, seal } from "../core/keys.ts";
-import type { DeliveryStatus, SourcePayload } from "../core/source.ts";
+import { type DeliveryStatus, registryAuthPurpose, type SourcePayload } from "../core/source.ts";
 import { insertJob } from "./jobs.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import { type Fragment, read, type Scope, type Sql, type Tx, time, wake } from "./scope.ts";
@@ -148,7 +148,7 @@ async function queueRead(tx: Tx, source: NoticedSource, asked: Asked): Promise<s
   } else {
     // One that waits for its next attempt need not any more.
     await tx`
-      update jobs set payload = payload - 'auth' || ${JSON.stringify(payload)}::text::jsonb, run_at = now(), attempt = 0
+      update jobs set payload = payload - array['auth', 'registryAuth'] || ${JSON.stringify(payload)}::text::jsonb, run_at = now(), attempt = 0
       where id = ${id}`;
     // Who claims passes by the row while it is locked.
     await wake(tx, topics.jobs);
@@ -163,13 +163,20 @@ async function payloadFor(
   asked: Asked,
 ): Promise<SourcePayload & Record<string, unknown>> {
   const buildJobId = newId("job");
-  const [row] = await tx<{ url: string | null; sealed: string | null }[]>`
-    select url, auth_sealed as sealed from sources where id = ${source.id}`;
-  if (row === undefined || row.url === null || row.sealed === null) return { ...asked, buildJobId };
+  const [row] = await tx<{ url: string | null; sealed: string | null; users: string | null }[]>`
+    select url, auth_sealed as sealed, registry_auth_sealed as users from sources where id = ${source.id}`;
   const { secretKey } = source;
-  const text = open(secretKey, `auth:${source.id}`, row.sealed);
-  const sealedFor = (kind: "source" | "build", id: string) => seal(secretKey, jobSealPurpose({ kind, id }), text);
-  const { origin } = new URL(row.url);
-  const auth = { origin, read: sealedFor("source", jobId), build: sealedFor("build", buildJobId) };
-  return { ...asked, buildJobId, auth };
+  const sealFor = (kind: "source" | "build", id: string, text: string) =>
+    seal(secretKey, jobSealPurpose({ kind, id }), text);
+  const payload: SourcePayload & Record<string, unknown> = { ...asked, buildJobId };
+  if (row !== undefined && row.url !== null && row.sealed !== null) {
+    const text = open(secretKey, `auth:${source.id}`, row.sealed);
+    const { origin } = new URL(row.url);
+    payload.auth = { origin, read: sealFor("source", jobId, text), build: sealFor("build", buildJobId, text) };
+  }
+  if (row !== undefined && row.users !== null) {
+    const text = open(secretKey, registryAuthPurpose(source.id), row.users);
+    payload.registryAuth = sealFor("build", buildJobId, text);
+  }
+  return payload;
 }

@@ -1,8 +1,9 @@
+import { BerthError } from "../core/errors.ts";
 import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
-import { type Fragment, lifetime, read, type Sql, type Tx } from "./scope.ts";
+import { type Fragment, lifetime, lock, read, type Sql, type Tx } from "./scope.ts";
 import { topics } from "./wakeups.ts";
 
 export interface JobRow {
@@ -97,11 +98,21 @@ export async function cancelJob(
   return job ?? null;
 }
 
-/** How many jobs of the project have not ended. */
-export async function openJobs(tx: Tx, projectId: string): Promise<number> {
+/** How many jobs of a project may be open at a time, so that none fills the queue alone. */
+const maxOpenJobs = 200;
+
+/**
+ * To be asked in the transaction that queues a job; others of the project wait until it has ended. Reads of sources don't
+ * count: they are two of each ref at most, and wait for what counts.
+ * @throws BerthError `quota_exceeded` when the project has too many jobs that have not ended.
+ */
+export async function checkOpenJobs(tx: Tx, projectId: string): Promise<void> {
+  await lock(tx, `jobs:${projectId}`);
   // Apart, as each has an index that ended jobs are not in.
   const [row] = await tx<{ n: number }[]>`
-    select (select count(*) from jobs where project_id = ${projectId} and status = 'queued')::int
-      + (select count(*) from jobs where project_id = ${projectId} and status = 'running')::int as n`;
-  return row?.n ?? 0;
+    select (select count(*) from jobs where project_id = ${projectId} and status = 'queued' and kind <> 'source')::int
+      + (select count(*) from jobs where project_id = ${projectId} and status = 'running' and kind <> 'source')::int as n`;
+  if ((row?.n ?? 0) >= maxOpenJobs) {
+    throw new BerthError("quota_exceeded", `The project has ${String(maxOpenJobs)} jobs that have not ended.`);
+  }
 }

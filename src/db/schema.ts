@@ -152,6 +152,7 @@ export const sources = pg.pgTable("sources", {
   deploy: pg.jsonb("deploy").$type<DeployTemplate>(),
   secretSealed: pg.text("secret_sealed").notNull(),
   authSealed: pg.text("auth_sealed"),
+  registryAuthSealed: pg.text("registry_auth_sealed"),
   createdAt: createdAt(),
 });
 

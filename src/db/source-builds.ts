@@ -1,10 +1,11 @@
 import { BerthError } from "../core/errors.ts";
 import type { GitSource } from "../core/git-source.ts";
 import { newId } from "../core/ids.ts";
+import type { BuildPayload } from "../core/job.ts";
 import type { SourceBuild } from "../core/source.ts";
 import { insertBuild } from "./builds.ts";
 import { appendEvent } from "./events.ts";
-import { insertJob } from "./jobs.ts";
+import { checkOpenJobs, insertJob } from "./jobs.ts";
 import type { Tx } from "./scope.ts";
 
 /** What of a source its builds need. */
@@ -23,7 +24,7 @@ export interface Head {
 
 /**
  * Keeps a source from being removed until the transaction ends. Who needs more locks takes them in this order: the source,
- * a ref of it, jobs.
+ * a ref of it, jobs, the project's number of jobs.
  * @throws BerthError `not_found` when it is gone
  */
 export async function keepSource(tx: Tx, id: string): Promise<void> {
@@ -51,14 +52,15 @@ export interface NewHead {
   context: GitSource & { commit: string };
   /** Also when it is the commit that was built last. */
   again?: boolean;
-  /** The build's job, when its id was chosen before, and credentials sealed for it. */
-  job?: { id: string; auth?: string };
+  /** The build's job, whose id was chosen before, so that credentials could be sealed for it. */
+  job: { id: string; payload: BuildPayload };
 }
 
 /**
  * Builds a ref of a source at a commit, unless it is the one that was built last. The one place that starts a source's
  * build: whatever tells of a commit, and however often, it is built once. A ref's builds run one after the other, and who
  * wants to read the ref waits for the last of them.
+ * @throws BerthError `not_found` when the source is gone; `quota_exceeded` when the project has too many open jobs
  * @returns the build of the commit, null when it is no more; `started`: whether it began here
  */
 export async function buildHead(
@@ -70,11 +72,18 @@ export async function buildHead(
   const { projectId } = source;
   const last = await lockHead(tx, source, ref);
   if (last.commit === context.commit && head.again !== true) return { buildId: last.buildId, started: false };
+  await checkOpenJobs(tx, projectId);
   const buildId = newId("build");
-  const jobId = head.job?.id ?? newId("job");
-  const payload = head.job?.auth === undefined ? {} : { auth: head.job.auth };
+  const { id: jobId, payload } = head.job;
   const { tags } = source.build;
-  await insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: buildId, payload, afterJobId: last.openJobId });
+  await insertJob(tx, {
+    id: jobId,
+    projectId,
+    kind: "build",
+    subjectId: buildId,
+    payload: { ...payload },
+    afterJobId: last.openJobId,
+  });
   const request = { ...source.build, source: context };
   await insertBuild(tx, { id: buildId, projectId, jobId, sourceId: source.id, request });
   const data = { tags, sourceId: source.id, ref, commit: context.commit };

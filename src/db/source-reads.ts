@@ -31,11 +31,14 @@ export interface Reading {
 /**
  * Builds what was read, when it is new, and tells the deliveries that asked for it.
  * @throws BerthError `not_found` when the source is gone; `unavailable` when it has another repository by now, or when
- * the job's lease is lost. Nothing was written then.
+ * the job's lease is lost; `quota_exceeded` when the project has too many open jobs. Nothing was written then.
  */
 export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Promise<Reading> {
-  const { ref, again, buildJobId, auth: sealed } = job.payload as unknown as SourcePayload;
-  const auth = sealed?.origin === new URL(read.url).origin ? { auth: sealed.build } : {};
+  const { ref, again, buildJobId, auth: sealed, registryAuth } = job.payload as unknown as SourcePayload;
+  const payload = {
+    ...(sealed?.origin === new URL(read.url).origin ? { auth: sealed.build } : {}),
+    ...(registryAuth === undefined ? {} : { registryAuth }),
+  };
   const source = { id: job.subjectId ?? "", projectId: job.projectId };
   return sql.begin(async (tx) => {
     await lockHead(tx, source, ref);
@@ -55,7 +58,7 @@ export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Pr
     const made = await buildHead(
       tx,
       { ...source, build },
-      { ref, context, again: again === true, job: { id: buildJobId, ...auth } },
+      { ref, context, again: again === true, job: { id: buildJobId, payload } },
     );
     const told = await tx<{ id: string }[]>`
       update deliveries set status = ${made.started ? "building" : "ignored"}, build_id = ${made.buildId},

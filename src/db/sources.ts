@@ -18,6 +18,8 @@ export interface SourceRow {
   deploy: DeployTemplate | null;
   /** Credentials for the repository, sealed for `auth:<id>`. */
   authSealed: string | null;
+  /** Users at registries, sealed for `registryAuthPurpose`. */
+  registryAuthSealed: string | null;
   /** What was built last of each ref. */
   heads: { ref: string; commit: string; buildId: string | null }[];
   /** Of the deployment that its ports lead to. */
@@ -28,6 +30,7 @@ export interface SourceRow {
 function view(sql: Sql, where: Fragment): Fragment {
   return sql`
     select id, name, provider, url, branches, subdirectory, build, deploy, auth_sealed as "authSealed",
+      registry_auth_sealed as "registryAuthSealed",
       coalesce((select json_agg(json_build_object('ref', h.ref, 'commit', h.commit, 'buildId', h.build_id) order by h.ref)
         from source_heads h where h.source_id = sources.id and h.commit is not null), '[]') as heads,
       (select d.id from deployments d where d.source_id = sources.id and d.status = 'succeeded'
@@ -81,10 +84,11 @@ export async function insertSource(
   source: SourceFields & { id: string; projectId: string; provider: SourceProvider; secretSealed: string },
 ): Promise<void> {
   await tx`
-    insert into sources (id, project_id, name, provider, url, branches, subdirectory, build, deploy, secret_sealed, auth_sealed)
+    insert into sources (id, project_id, name, provider, url, branches, subdirectory, build, deploy, secret_sealed, auth_sealed,
+      registry_auth_sealed)
     values (${source.id}, ${source.projectId}, ${source.name}, ${source.provider}, ${source.url}, ${source.branches},
       ${source.subdirectory}, ${JSON.stringify(source.build)}::text::jsonb, ${json(source.deploy)}::text::jsonb,
-      ${source.secretSealed}, ${source.authSealed})`;
+      ${source.secretSealed}, ${source.authSealed}, ${source.registryAuthSealed})`;
 }
 
 /** The source, which nothing else changes or removes until the transaction ends; null when the project has none. */
@@ -99,7 +103,8 @@ export async function updateSource(tx: Tx, before: SourceRow, source: SourceFiel
   await tx`
     update sources set name = ${source.name}, url = ${source.url}, branches = ${source.branches},
       subdirectory = ${source.subdirectory}, build = ${JSON.stringify(source.build)}::text::jsonb,
-      deploy = ${json(source.deploy)}::text::jsonb, auth_sealed = ${source.authSealed}
+      deploy = ${json(source.deploy)}::text::jsonb, auth_sealed = ${source.authSealed},
+      registry_auth_sealed = ${source.registryAuthSealed}
     where id = ${id}`;
   if (before.url !== source.url) await tx`delete from source_heads where source_id = ${id}`;
 }
@@ -121,7 +126,7 @@ export async function deleteSource(tx: Tx, projectId: string, id: string): Promi
     select id from deployments where source_id = ${id} and status = 'switching' for update`;
   for (const run of switching) await stopEarlier(tx, run);
   await tx`
-    update jobs set status = 'cancelled', finished_at = now(), payload = payload - 'auth'
+    update jobs set status = 'cancelled', finished_at = now(), payload = payload - array['auth', 'registryAuth']
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;
   await tx`delete from sources where project_id = ${projectId} and id = ${id}`;
 }

@@ -3,12 +3,12 @@ import { z } from "@hono/zod-openapi";
 import type { BuildRequest } from "../core/build-request.ts";
 import { BerthError } from "../core/errors.ts";
 import { newId } from "../core/ids.ts";
-import { jobSealPurpose, jobStatuses } from "../core/job.ts";
+import { type BuildPayload, jobSealPurpose, jobStatuses } from "../core/job.ts";
 import { seal } from "../core/keys.ts";
 import { formatReference } from "../core/reference.ts";
 import { type BuildRow, findBuild, insertBuild, listBuilds } from "../db/builds.ts";
 import { appendEvent } from "../db/events.ts";
-import { insertJob } from "../db/jobs.ts";
+import { checkOpenJobs, insertJob } from "../db/jobs.ts";
 import { together } from "../db/scope.ts";
 import { readRegistryHeader, registryHeader } from "./build-registries.ts";
 import {
@@ -24,7 +24,7 @@ import { readSecretsHeader, secretsHeader } from "./build-secrets.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { ownName } from "./images.ts";
-import { checkOpenJobs, hasEnded, requestCancel } from "./jobs.ts";
+import { hasEnded, requestCancel } from "./jobs.ts";
 import { json, operation } from "./operation.ts";
 import { idParam, labelFilter, listOf, listSchema, notFound, pageOf, pageQuery } from "./parameters.ts";
 import { Uploads } from "./uploads.ts";
@@ -166,13 +166,13 @@ export function addBuilds(app: App, services: Services): void {
         const jobId = newId("job");
         const purpose = jobSealPurpose({ kind: "build", id: jobId });
         const sealed = (value: object) => seal(services.secretKey, purpose, JSON.stringify(value));
-        const payload = {
+        const payload: BuildPayload = {
           ...(auth === undefined ? {} : { auth: sealed(auth) }),
           ...(hasSecrets ? { secrets: sealed(secrets) } : {}),
           ...(hasUsers ? { registryAuth: sealed(registryAuth) } : {}),
         };
         await together([
-          insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload }),
+          insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload: { ...payload } }),
           insertBuild(tx, { id, projectId, jobId, request }),
           appendEvent(tx, { projectId, type: "build.queued", subjectId: id, data: { tags } }),
         ]);

@@ -13,12 +13,12 @@ import {
 } from "../core/reference.ts";
 import { appendEvent } from "../db/events.ts";
 import { findImage, knownImage } from "../db/images.ts";
-import { findJob, insertJob } from "../db/jobs.ts";
+import { checkOpenJobs, findJob, insertJob } from "../db/jobs.ts";
 import type { Tx } from "../db/scope.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
 import { type NamedImage, noImage, Reference, resolveImage } from "./images.ts";
-import { checkOpenJobs, hasEnded, Job, jobView } from "./jobs.ts";
+import { hasEnded, Job, jobView } from "./jobs.ts";
 import { body, json, operation } from "./operation.ts";
 import { notFound } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";

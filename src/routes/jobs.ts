@@ -1,9 +1,8 @@
 import { z } from "@hono/zod-openapi";
-import { BerthError } from "../core/errors.ts";
 import { type JobStatus, jobKinds, jobStatuses } from "../core/job.ts";
 import { appendEvent } from "../db/events.ts";
-import { cancelJob, findJob, type JobRow, listJobs, openJobs } from "../db/jobs.ts";
-import { lock, type Tx, together, wake } from "../db/scope.ts";
+import { cancelJob, findJob, type JobRow, listJobs } from "../db/jobs.ts";
+import { type Tx, together, wake } from "../db/scope.ts";
 import { topics } from "../db/wakeups.ts";
 import type { App, Request, Services } from "./context.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
@@ -132,18 +131,4 @@ export function addJobs(app: App, services: Services): void {
     if (row === null) throw notFound("job");
     return c.json(jobView(row), hasEnded(row) ? 200 : 202);
   });
-}
-
-/** How many jobs of a project may be open at a time, so that none fills the queue alone. */
-const maxOpenJobs = 200;
-
-/**
- * To be asked in the transaction that queues a job; others of the project wait until it has ended.
- * @throws BerthError `quota_exceeded` when the project has too many jobs that have not ended.
- */
-export async function checkOpenJobs(tx: Tx, projectId: string): Promise<void> {
-  await lock(tx, `jobs:${projectId}`);
-  if ((await openJobs(tx, projectId)) >= maxOpenJobs) {
-    throw new BerthError("quota_exceeded", `The project has ${String(maxOpenJobs)} jobs that have not ended.`);
-  }
 }

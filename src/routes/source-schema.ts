@@ -2,6 +2,7 @@ import { z } from "@hono/zod-openapi";
 import { deliveryStatuses, sourceProviders } from "../core/source.ts";
 import type { DeliveryRow } from "../db/deliveries.ts";
 import type { SourceRow } from "../db/sources.ts";
+import { RegistryUsers } from "./build-registries.ts";
 import { SourceBuildOptions } from "./build-schema.ts";
 import { Name } from "./container-schema.ts";
 import { Deploy, deployView } from "./container-template.ts";
@@ -14,6 +15,10 @@ const Branches = z
 
 const auth = GitAuth.openapi({ description: "For a private repository; kept encrypted and never shown." });
 
+const registryAuth = RegistryUsers.openapi({
+  description: "For base images and caches of its builds at these registries; kept encrypted and never shown.",
+});
+
 export const SourceCreate = z
   .strictObject({
     name: Name.openapi({ example: "web" }),
@@ -24,6 +29,7 @@ export const SourceCreate = z
     branches: Branches.default([]),
     subdirectory: Subdirectory.optional(),
     auth: auth.optional(),
+    registryAuth: registryAuth.default({}),
     build: SourceBuildOptions.prefault({}).openapi({ description: "Without `tags` the image is named as the source." }),
     deploy: Deploy.optional().openapi({ description: "The container that each successful build becomes." }),
   })
@@ -51,6 +57,7 @@ export const SourceUpdate = z
     branches: Branches.optional(),
     subdirectory: Subdirectory.nullable().optional(),
     auth: auth.nullable().optional(),
+    registryAuth: registryAuth.nullable().optional(),
     build: SourceBuildOptions.optional(),
     deploy: Deploy.nullable().optional(),
   })
@@ -65,6 +72,7 @@ export const Source = z
     branches: z.array(z.string()),
     subdirectory: z.string().nullable(),
     hasAuth: z.boolean().openapi({ description: "Whether it has credentials for its repository." }),
+    hasRegistryAuth: z.boolean().openapi({ description: "Whether its builds have users at registries." }),
     build: SourceBuildOptions,
     deploy: Deploy.nullable(),
     heads: z
@@ -90,11 +98,12 @@ export const NewSource = Source.extend({
 
 /** A source as clients see it. `withEnv`: what its containers are given, which may be secrets, too. */
 export function sourceView(row: SourceRow, webhookUrl: string, withEnv: boolean): z.infer<typeof Source> {
-  const { authSealed, deploy, ...rest } = row;
+  const { authSealed, registryAuthSealed, deploy, ...rest } = row;
   return {
     ...rest,
     build: { contexts: {}, cacheFrom: [], ...row.build },
     hasAuth: authSealed !== null,
+    hasRegistryAuth: registryAuthSealed !== null,
     deploy: deploy === null ? null : deployView(deploy, withEnv),
     webhook: row.provider === "berth" ? null : { url: webhookUrl },
   };

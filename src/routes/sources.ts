@@ -4,7 +4,7 @@ import { newId } from "../core/ids.ts";
 import { seal } from "../core/keys.ts";
 import { formatReference } from "../core/reference.ts";
 import { allows } from "../core/roles.ts";
-import type { SourceBuild, SourceProvider } from "../core/source.ts";
+import { registryAuthPurpose, type SourceBuild, type SourceProvider } from "../core/source.ts";
 import { newWebhookSecret } from "../core/webhook-signature.ts";
 import { appendEvent } from "../db/events.ts";
 import { lock, type Tx, transact, violation } from "../db/scope.ts";
@@ -20,6 +20,7 @@ import {
   type SourceRow,
   updateSource,
 } from "../db/sources.ts";
+import type { RegistryUsers } from "./build-registries.ts";
 import { type SourceBuildOptions, sourceBuild } from "./build-schema.ts";
 import { deployTemplate } from "./container-template.ts";
 import type { App, Request, Services } from "./context.ts";
@@ -143,6 +144,16 @@ export function buildOf(c: Request, name: string, asked: z.infer<typeof SourceBu
 const sealedFor = (services: Services, id: string, auth: object | null) =>
   auth === null ? null : seal(services.secretKey, `auth:${id}`, JSON.stringify(auth));
 
+/** Users at registries as they are kept; null: there are none. */
+const sealedUsers = (services: Services, id: string, users: RegistryAuth) =>
+  Object.keys(users).length === 0 ? null : seal(services.secretKey, registryAuthPurpose(id), JSON.stringify(users));
+
+type RegistryAuth = z.infer<typeof RegistryUsers>;
+type NewFields = Omit<SourceFields, "authSealed" | "registryAuthSealed"> & {
+  auth: object | null;
+  registryAuth: RegistryAuth;
+};
+
 /**
  * Adds a source, with a secret for its webhook.
  * @throws BerthError `quota_exceeded`; a name that is taken fails on the constraint `sources_project_id_name_key`
@@ -152,7 +163,7 @@ export async function addSource(
   services: Services,
   projectId: string,
   provider: SourceProvider,
-  { auth, ...fields }: Omit<SourceFields, "authSealed"> & { auth: object | null },
+  { auth, registryAuth, ...fields }: NewFields,
 ): Promise<{ id: string; secret: string }> {
   await lock(tx, `sources:${projectId}`);
   if ((await countSources(tx, projectId)) >= maxSources) {
@@ -167,6 +178,7 @@ export async function addSource(
     provider,
     secretSealed: seal(services.secretKey, `secret:${id}`, secret),
     authSealed: sealedFor(services, id, auth),
+    registryAuthSealed: sealedUsers(services, id, registryAuth),
   });
   const { name, url } = fields;
   await appendEvent(tx, { projectId, type: "source.created", subjectId: id, data: { name, provider, url } });
@@ -202,6 +214,7 @@ export function addSources(app: App, services: Services): void {
           build,
           deploy,
           auth: asked.auth ?? null,
+          registryAuth: asked.registryAuth,
         });
         return shownWithSecret(services, c, await reread(tx, c, id), secret);
       },
@@ -296,6 +309,9 @@ function changedFields(
     build: change.build === undefined ? before.build : buildOf(c, name, change.build),
     deploy: changed(change.deploy, before.deploy, deployTemplate),
     authSealed: changed(change.auth, keptAuth(before, change.url), (auth) => sealedFor(services, before.id, auth)),
+    registryAuthSealed: changed(change.registryAuth, before.registryAuthSealed, (users) =>
+      sealedUsers(services, before.id, users),
+    ),
   };
 }
 

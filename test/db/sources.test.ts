@@ -32,7 +32,7 @@ afterAll(() => db.drop());
 
 const fields = () => ({
   ...{ name: id.slice(4), url: "https://git.example/x.git", branches: [], subdirectory: null },
-  ...{ build, deploy: null, authSealed: null },
+  ...{ build, deploy: null, authSealed: null, registryAuthSealed: null },
 });
 const asApi = { projectId };
 
@@ -116,6 +116,23 @@ describe("a ref that was read", () => {
     await expect(read(job, "c2", "https://other.example")).rejects.toMatchObject({ code: "not_found" });
     await expect(deliver("2")).rejects.toMatchObject({ code: "not_found" });
   });
+});
+
+test("reads don't count among a project's open jobs: many that wait for room keep none of them from building", async () => {
+  const open = (kind: string) => db.owner`
+    insert into jobs (id, project_id, kind, payload, status, run_at)
+    select ${kind} || n, ${projectId}, ${kind}, '{}', case when n % 2 = 0 then 'queued' else 'running' end, now() + interval '1 day'
+    from generate_series(1, 200) n`;
+  await deliver("1");
+  const job = await claimOne();
+  await open("source");
+  await open("pull");
+  await expect(read(job, "c1")).rejects.toMatchObject({ code: "quota_exceeded" });
+  expect(await builds()).toEqual([]);
+  expect(await statuses()).toEqual(["received"]);
+  await db.owner`delete from jobs where id = 'pull1'`;
+  expect(await read(job, "c1")).toMatchObject({ started: true });
+  expect(await builds()).toEqual([{ commit: "c1" }]);
 });
 
 test("many deliveries at once keep to the last thousand, and none waits for another's rows for ever", async () => {

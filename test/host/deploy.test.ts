@@ -72,7 +72,11 @@ async function source(name: string, deploy: Partial<z.input<typeof Deploy>> = {}
       limits: { cpus: 2, memory: 2 ** 30, timeoutSeconds: 120 },
     };
     const { buildId } = await transact(host.api.services.sql, { projectId: host.project.id }, (tx) =>
-      buildHead(tx, { id, projectId: host.project.id, build: asked }, { ref: "refs/heads/main", context }),
+      buildHead(
+        tx,
+        { id, projectId: host.project.id, build: asked },
+        { ref: "refs/heads/main", context, job: { id: newId("job"), payload: {} } },
+      ),
     );
     return buildId ?? "";
   };

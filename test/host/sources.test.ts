@@ -1,7 +1,9 @@
 import { createHmac } from "node:crypto";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, inject, test } from "vitest";
+import { newId } from "../../src/core/ids.ts";
 import { DrivenHost } from "../support/driven-host.ts";
 import { type GitServer, gitLogin, startGitServer } from "../support/git-server.ts";
+import { startRegistry, type TestRegistry } from "../support/registry.ts";
 
 interface Delivery {
   id: string;
@@ -22,7 +24,11 @@ interface Source {
   heads: { ref: string; commit: string; buildId: string }[];
 }
 
+// bcrypt of "secret" for the user "ada".
+const htpasswd = "ada:$2y$05$xDH6fgTuQGlOEeUn4wKJo.BuYN9mwa.AA9uhSdmGRAlPxsLLpNVkK\n";
+
 let server: GitServer;
+let registry: TestRegistry;
 let host: DrivenHost;
 let source: Source;
 let deliveries = 0;
@@ -30,12 +36,16 @@ let deliveries = 0;
 beforeAll(async () => {
   server = await startGitServer();
   server.commit("main", { Dockerfile: "FROM scratch\nCOPY . /\n", "site/page.html": "zero" });
-  host = await DrivenHost.create(inject("postgresSocketDir"), 19_300, { BERTH_OUTBOUND_ALLOW: "127.0.0.0/8" });
+  registry = await startRegistry(htpasswd);
+  host = await DrivenHost.create(inject("postgresSocketDir"), 19_300, {
+    BERTH_OUTBOUND_ALLOW: "127.0.0.0/8",
+    BERTH_INSECURE_REGISTRIES: registry.host,
+  });
   await host.start();
 });
 afterAll(async () => {
   await host.destroy();
-  await server.close();
+  await Promise.all([server.close(), registry.stop()]);
 });
 beforeEach(async () => {
   source = await create();
@@ -251,6 +261,53 @@ test("credentials don't follow a source to another host, not even those of a rea
   });
   await host.ask("PATCH", `/v1/sources/${web.id}`, { auth: gitLogin });
   expect(await ended(await notify({ of: web }), web)).toMatchObject({ status: "built" });
+});
+
+test("base images of a private registry are had with the source's users, which are nowhere to be seen", async () => {
+  const reference = `${registry.host}/team/base:1`;
+  change("a base");
+  await ended(await notify());
+  const { name } = (await host.ask<{ name: string }>("GET", `/v1/sources/${source.id}`)).body;
+  const auth = { username: "ada", password: "secret" };
+  const pushed = { reference: `${name}:latest`, destination: reference, auth };
+  const push = await host.ask<{ status: string }>("POST", "/v1/images/push", pushed, { prefer: "wait=60" });
+  expect(push.body.status).toBe("succeeded");
+
+  server.commit("based", { Dockerfile: `FROM ${reference}\nCOPY Dockerfile /again\n` });
+  const web = await create({ url: url("/private.git"), auth: gitLogin, branches: ["based"] });
+  const again = async () => {
+    const asked = await host.ask<Delivery>("POST", `/v1/sources/${web.id}/build`, {}, { prefer: "wait=60" });
+    return asked.body;
+  };
+  expect((await again()).status).toBe("failed");
+  expect((await builds(web)).at(-1)?.error?.code).toBe("registry_denied");
+  await host.ask("PATCH", `/v1/sources/${web.id}`, { registryAuth: { [registry.host]: auth } });
+  expect(await again()).toMatchObject({ status: "built" });
+  const jobs = await host.api.database.owner`select 1 from jobs where payload ? 'registryAuth'`;
+  expect(jobs).toHaveLength(0);
+  await nothingKnows(btoa("ada:secret"));
+  await nothingKnows('"secret');
+});
+
+test("a project with too many open jobs begins no build; the delivery says so, and is built when there is room", async () => {
+  const { owner } = host.api.database;
+  const busy = Array.from({ length: 200 }, () => newId("job"));
+  await owner`
+    insert into jobs (id, project_id, kind, payload, run_at)
+    select id, ${host.project.id}, 'pull', '{}', now() + interval '1 day' from unnest(${busy}::text[]) id`;
+  const commit = change("in a crowd");
+  const delivery = await notify();
+  const detail = "The project has 200 jobs that have not ended.";
+  await expect.poll(() => told(delivery.id)).toMatchObject({ status: "received", detail });
+  expect(await builds()).toEqual([]);
+  await owner`delete from jobs where id in ${owner(busy)}`;
+  // It would be read again by itself; who tells once more need not wait for that.
+  const [later] = await owner`
+    select run_at > now() + interval '10 s' and attempt = 0 as later from jobs where subject_id = ${source.id}`;
+  expect(later).toEqual({ later: true });
+  await notify();
+  expect(await ended(delivery)).toMatchObject({ status: "built", detail: null });
+  expect(await builds()).toMatchObject([{ source: { commit } }]);
 });
 
 test("a build of a private repository takes credentials of its own", async () => {

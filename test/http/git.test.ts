@@ -3,10 +3,11 @@ import { existsSync, mkdirSync, readdirSync, rmSync, truncateSync, utimesSync, w
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { newId } from "../../src/core/ids.ts";
+import { open } from "../../src/core/keys.ts";
 import { recoverPushes } from "../../src/routes/git/push-builds.ts";
 import { Repositories } from "../../src/routes/git/repositories.ts";
 import { closeServer, listen } from "../../src/routes/listener.ts";
-import { createApi, type TestApi, type TestProject } from "../support/api.ts";
+import { ask, createApi, type TestApi, type TestProject } from "../support/api.ts";
 import { GitClient } from "../support/git-client.ts";
 
 let api: TestApi;
@@ -147,6 +148,19 @@ describe("builds of a push that did not begin", () => {
     await recoverPushes(api.services);
     expect([await builds("wrong"), await builds("good")]).toEqual([0, 1]);
     expect([wrong(), good()]).toEqual([[], []]);
+  });
+
+  test("have the source's users at registries, sealed for the build alone", async () => {
+    const path = await unfinished("based");
+    const id = (await sourceId("based")) ?? "";
+    const registryAuth = { "registry.example": { username: "ada", password: "hunter2" } };
+    const patched = await ask(api.app, project.tokens.deployer, "PATCH", `/v1/sources/${id}`, { registryAuth });
+    expect(patched).toMatchObject({ status: 200, body: { hasRegistryAuth: true } });
+    await recoverPushes(api.services);
+    expect(path()).toEqual([]);
+    const [job] = await api.database.owner<{ id: string; sealed: string }[]>`
+      select j.id, j.payload->>'registryAuth' as sealed from jobs j join builds b on b.job_id = j.id where b.source_id = ${id}`;
+    expect(JSON.parse(open(api.services.secretKey, `build:${job?.id ?? ""}`, job?.sealed ?? ""))).toEqual(registryAuth);
   });
 
   test("begin when other jobs of the project are in the way no more", async () => {

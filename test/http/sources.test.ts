@@ -6,6 +6,7 @@ interface Source {
   id: string;
   name: string;
   hasAuth: boolean;
+  hasRegistryAuth: boolean;
   branches: string[];
   subdirectory: string | null;
   build: { tags: string[] };
@@ -112,6 +113,46 @@ describe("a source", () => {
     expect((await call("PATCH", "/v1/sources/web", { auth: null })).body.hasAuth).toBe(false);
   });
 
+  test("keeps its users at registries sealed, shows none, gives them to its builds alone, and can lose them", async () => {
+    const registryAuth = { "registry.example": { username: "ada", password: "hunter2-of-the-registry" } };
+    const { body } = await create({ registryAuth, auth: { username: "git", password: "of the repository" } });
+    expect(body).toMatchObject({ hasAuth: true, hasRegistryAuth: true });
+    const { secretKey } = api.services;
+    const { owner } = api.database;
+    const kept = async () =>
+      (
+        await owner<{ sealed: string | null }[]>`
+        select registry_auth_sealed as sealed from sources where id = ${body.id}`
+      )[0]?.sealed;
+    expect(JSON.parse(open(secretKey, `registryAuth:${body.id}`, (await kept()) ?? ""))).toEqual(registryAuth);
+
+    await call("POST", "/v1/sources/web/build", {});
+    const rows = await owner<{ id: string; payload: Record<string, string> }[]>`
+      select id, payload from jobs where subject_id = ${body.id}`;
+    const [job] = rows;
+    const sealed = job?.payload["registryAuth"] ?? "";
+    expect(JSON.parse(open(secretKey, `build:${job?.payload["buildJobId"] ?? ""}`, sealed))).toEqual(registryAuth);
+    expect(() => open(secretKey, `source:${job?.id ?? ""}`, sealed)).toThrow();
+    const shown = [
+      body,
+      rows,
+      await kept(),
+      (await call("GET", "/v1/events")).body,
+      (await call("GET", "/v1/jobs")).body,
+    ];
+    expect(JSON.stringify(shown) + api.logged.join("")).not.toContain("hunter2");
+
+    expect((await call("PATCH", "/v1/sources/web", { branches: ["main"] })).body.hasRegistryAuth).toBe(true);
+    expect((await call("PATCH", "/v1/sources/web", { registryAuth: null })).body.hasRegistryAuth).toBe(false);
+    await call("POST", "/v1/sources/web/build", {});
+    const [later] = await owner`
+      select payload ? 'registryAuth' as has from jobs where subject_id = ${body.id} and payload->>'ref' = 'refs/heads/main'`;
+    expect(later).toEqual({ has: false });
+    expect((await call("PATCH", "/v1/sources/web", { registryAuth })).body.hasRegistryAuth).toBe(true);
+    expect((await call("PATCH", "/v1/sources/web", { registryAuth: {} })).body.hasRegistryAuth).toBe(false);
+    expect(await kept()).toBeNull();
+  });
+
   test("is changed field by field", async () => {
     const { body } = await create({ subdirectory: "a/./b/", build: { tags: ["site:1"], args: { A: "1" } } });
     expect(body).toMatchObject({ subdirectory: "a/b", build: { tags: ["site:1"], args: { A: "1" } } });
@@ -167,6 +208,11 @@ describe("a source", () => {
     ["a branch that is a pattern", { branches: ["release-*"] }, "/branches/0"],
     ["a subdirectory outside", { subdirectory: "../x" }, "/subdirectory"],
     ["a user name with a colon", { auth: { username: "a:b", password: "p" } }, "/auth/username"],
+    [
+      "a user at what is no registry",
+      { registryAuth: { "http://x/": { username: "a", password: "p" } } },
+      "/registryAuth/http:~1~1x~1",
+    ],
     ["a password with a line's end", { auth: { username: "a", password: "p\r\nX: y" } }, "/auth/password"],
     ["an unknown field", { secret: "mine" }, "/secret"],
     ["an unknown option of the build", { build: { source: {} } }, "/build/source"],

@@ -1755,6 +1755,8 @@ export interface components {
             subdirectory: string | null;
             /** @description Whether it has credentials for its repository. */
             hasAuth: boolean;
+            /** @description Whether its builds have users at registries. */
+            hasRegistryAuth: boolean;
             build: components["schemas"]["SourceBuild"];
             deploy: components["schemas"]["Deploy"];
             /** @description What was built last of each ref; `HEAD` is the default branch. */
@@ -1817,6 +1819,22 @@ export interface components {
              */
             subdirectory?: string;
             auth?: components["schemas"]["GitAuth"] & unknown;
+            /**
+             * @description For base images and caches of its builds at these registries; kept encrypted and never shown.
+             * @default {}
+             * @example {
+             *       "registry.example.com": {
+             *         "username": "ada",
+             *         "password": "…"
+             *       }
+             *     }
+             */
+            registryAuth?: {
+                [key: string]: {
+                    username: string;
+                    password: string;
+                };
+            };
             /**
              * @description Without `tags` the image is named as the source.
              * @default {}
@@ -1943,6 +1961,21 @@ export interface components {
              */
             subdirectory?: string;
             auth?: components["schemas"]["GitAuth"] & (Record<string, never> | null);
+            /**
+             * @description For base images and caches of its builds at these registries; kept encrypted and never shown.
+             * @example {
+             *       "registry.example.com": {
+             *         "username": "ada",
+             *         "password": "…"
+             *       }
+             *     }
+             */
+            registryAuth?: {
+                [key: string]: {
+                    username: string;
+                    password: string;
+                };
+            } | null;
             build?: components["schemas"]["SourceBuild"];
             deploy?: components["schemas"]["Deploy"];
         };

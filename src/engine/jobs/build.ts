@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { fileKey } from "../../build/keys.ts";
 import { BerthError } from "../../core/errors.ts";
+import type { BuildPayload } from "../../core/job.ts";
 import { formatPlatform } from "../../core/platform.ts";
 import { hubReference, parseReference } from "../../core/reference.ts";
 import {
@@ -51,14 +52,14 @@ const downloadIdleMs = 30_000;
 
 /** What came with the build for its secret mounts, by id. */
 async function sealedSecrets(job: ClaimedJob, services: Services): Promise<ReadonlyMap<string, string>> {
-  const { secrets } = job.payload as { secrets?: string };
+  const { secrets } = job.payload as BuildPayload;
   if (secrets === undefined) return new Map();
   return new Map(Object.entries(JSON.parse(await services.openSealed(job, secrets)) as Record<string, string>));
 }
 
 /** Users at registries that came with the build, by registry. */
 async function sealedRegistryAuth(job: ClaimedJob, services: Services): Promise<ReadonlyMap<string, RegistryAuth>> {
-  const { registryAuth } = job.payload as { registryAuth?: string };
+  const { registryAuth } = job.payload as BuildPayload;
   if (registryAuth === undefined) return new Map();
   const opened = JSON.parse(await services.openSealed(job, registryAuth)) as Record<string, RegistryAuth>;
   return new Map(Object.entries(opened));

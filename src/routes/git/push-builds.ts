@@ -1,12 +1,13 @@
 import { commitPattern } from "../../core/git-source.ts";
 import { newId } from "../../core/ids.ts";
-import { defaultBranch, refName, trackedRefs } from "../../core/source.ts";
+import { jobSealPurpose } from "../../core/job.ts";
+import { open, seal } from "../../core/keys.ts";
+import { defaultBranch, refName, registryAuthPurpose, trackedRefs } from "../../core/source.ts";
 import { findProject } from "../../db/projects.ts";
 import { type Scope, transact } from "../../db/scope.ts";
 import { buildHead } from "../../db/source-builds.ts";
 import { findSource, type SourceRow } from "../../db/sources.ts";
 import type { Services } from "../context.ts";
-import { checkOpenJobs } from "../jobs.ts";
 import { asBerthError } from "../problem.ts";
 import { storeCommit } from "./commit-context.ts";
 import { askGit } from "./program.ts";
@@ -34,6 +35,7 @@ export interface BuiltBranch {
 /**
  * Builds what the source's branches are at, where that was not built yet. It asks the repository, not the push, so it can be
  * done at any time and any number of times. To be done in turn, so that an older commit is never built after a newer one.
+ * @throws BerthError as `storeCommit` and `buildHead`
  */
 export async function buildBranches(services: Services, pushed: PushedTo): Promise<BuiltBranch[]> {
   const { sql, blobs, limits } = services;
@@ -55,13 +57,20 @@ export async function buildBranches(services: Services, pushed: PushedTo): Promi
     const stored = await storeCommit(repository, commit, subdirectory, blobs, limits.contextBytes);
     const context = { kind: "git" as const, url: address, ref: refName(ref), subdirectory, commit, ...stored };
     const made = await transact(sql, scope, async (tx) => {
-      await checkOpenJobs(tx, scope.projectId);
       const building = { id: source.id, projectId: scope.projectId, build: source.build };
-      return buildHead(tx, building, { ref: tracked, context, job: { id: newId("job") } });
+      return buildHead(tx, building, { ref: tracked, context, job: buildJob(services, source) });
     });
     built.push({ ref, commit, ...made });
   }
   return built;
+}
+
+/** The job of a source's build, with the source's users at registries. */
+function buildJob({ secretKey }: Services, { id: sourceId, registryAuthSealed }: SourceRow) {
+  const id = newId("job");
+  if (registryAuthSealed === null) return { id, payload: {} };
+  const users = open(secretKey, registryAuthPurpose(sourceId), registryAuthSealed);
+  return { id, payload: { registryAuth: seal(secretKey, jobSealPurpose({ kind: "build", id }), users) } };
 }
 
 interface Branch {

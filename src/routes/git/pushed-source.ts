@@ -21,6 +21,7 @@ export async function createPushedSource(services: Services, c: Request, name: s
     build: buildOf(c, name, SourceBuildOptions.parse({})),
     deploy: deployTemplate(Deploy.parse({ publishAll: true })),
     auth: null,
+    registryAuth: {},
   };
   try {
     await transact(sql, scope, (tx) => addSource(tx, services, scope.projectId, "berth", fields));
