@@ -9,7 +9,7 @@ import type { ByteRange, Claim, ClusterStore, IncomingBlob, PutExpectation, Stor
 import { digestHex } from "./digest.ts";
 import { IncomingFile } from "./incoming-file.ts";
 
-const chunk = 1 << 20;
+const chunk = 256 << 10;
 
 /**
  * Blobs in a directory: `sha256/<hex>`, and `tmp/` for what is being written. The unprivileged API owns the directory and
