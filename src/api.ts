@@ -1,12 +1,12 @@
 import { readFile } from "node:fs/promises";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { keyedServer } from "./core/keyed-tls.ts";
-import { databasePassword, identityKey } from "./core/keys.ts";
+import { identityKey } from "./core/keys.ts";
 import { openClient } from "./db/client.ts";
 import type { Pool } from "./db/scope.ts";
 import { sourceIds } from "./db/sources.ts";
 import { claimBlob, dueBlobs, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
-import { Wakeups } from "./db/wakeups.ts";
+import { topics, Wakeups } from "./db/wakeups.ts";
 import { openClusterStore } from "./image/blob-stores.ts";
 import type { ClusterStore } from "./image/blobs.ts";
 import { collectBlobs } from "./image/collect-blobs.ts";
@@ -71,7 +71,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const app = createApp(services);
   const server = await listen(app, config.listen).catch(refuse("BERTH_LISTEN", config.listen));
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
-  const closeInternal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey });
+  const closeInternal = await listenInternally(config, { authenticate, log }, blobs, { sql, secretKey, wakeups });
   void keepRepositories(services);
   const collecting = setInterval(() => {
     void collect(sql, blobs, log);
@@ -102,7 +102,7 @@ async function listenInternally(
   config: Config,
   services: InternalServices,
   blobs: ClusterStore,
-  hosts: { sql: Pool; secretKey: string },
+  hosts: { sql: Pool; secretKey: string; wakeups: Wakeups },
 ): Promise<() => Promise<void>> {
   const { internalListen, internalTls } = config;
   if (internalListen === null) return () => Promise.resolve();
@@ -112,11 +112,12 @@ async function listenInternally(
       : { cert: await readFile(internalTls.certificate, "utf8"), key: await readFile(internalTls.key, "utf8") };
   const app = createInternalApp(services);
   addBlobs(app, blobs);
-  const embedded = config.databaseUrl === null;
-  addHostAdmission(app, { ...hosts, databasePassword: embedded ? databasePassword(hosts.secretKey) : null });
+  addHostAdmission(app, hosts);
   const server = await listen(app, internalListen, { tls }).catch(refuse("BERTH_INTERNAL_LISTEN", internalListen));
-  const socket = `${config.runDir}/db/.s.PGSQL.5432`;
-  const endPassed = embedded ? passDatabase(server, socket, services.authenticate) : () => undefined;
+  const endPassed = passDatabase(server, config.databaseUrl === null ? `${config.runDir}/db/.s.PGSQL.5432` : null, {
+    authenticate: services.authenticate,
+    onForgotten: (hostId, wake) => hosts.wakeups.subscribe(topics.forgotten(hostId), wake),
+  });
   return async () => {
     const closed = closeServer(server);
     endPassed();

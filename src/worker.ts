@@ -3,14 +3,13 @@ import { listenAgent } from "./agent/listener.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { BerthError } from "./core/errors.ts";
 import { agentKey, formatCredential } from "./core/keys.ts";
-import { type Connection, connect } from "./db/connect.ts";
 import { heartbeat } from "./db/hosts-worker.ts";
 import { listHostContainers } from "./db/inbox.ts";
 import type { Pool } from "./db/scope.ts";
 import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
-import { isKnown, serveDatabase } from "./engine/database-tunnel.ts";
+import { connectHost } from "./engine/host-database.ts";
 import { type Admission, type HostIdentity, openHost } from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, clearBuildScratch } from "./engine/jobs/build.ts";
@@ -55,11 +54,12 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   await clearBuildScratch(config.dataDir, sandboxes);
   await database;
   const agentAt = agentListen(config, "api" in admission);
+  const way = { url: config.databaseUrl, socketDir: `${config.runDir}/api-database` };
   const opened = await openHost({
     file: `${config.dataDir}/worker/host.json`,
     registration: await hostRegistration(config, agentAt),
     admission,
-    connect: (identity) => connectAs(config, admission, identity),
+    connect: (identity) => connectHost(way, admission, identity),
     // Of what it still runs nobody wants anything any more.
     onForgotten: () => sandboxes.sweep([]),
   });
@@ -148,26 +148,6 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   };
 }
 
-/** Connects to the database: by its URL, by its socket on this machine, or through the API, which must know the host. */
-async function connectAs(
-  config: Config,
-  admission: Admission,
-  identity: HostIdentity | null,
-): Promise<Connection | null> {
-  if (config.databaseUrl !== null) return connect({ url: config.databaseUrl }, "owner");
-  if ("secretKey" in admission) return connect({ socketDir: `${config.runDir}/db` }, "owner");
-  if (identity === null) return null;
-  const { databasePassword: password } = identity;
-  if (password === undefined) {
-    throw new ConfigError("BERTH_DATABASE_URL: is needed, as this Berth's database is not the API's own");
-  }
-  const access = { ...admission.api, credential: formatCredential(identity) };
-  if (!(await isKnown(access))) return null;
-  const socketDir = `${config.runDir}/api-database`;
-  await serveDatabase(access, socketDir);
-  return connect({ socketDir, password }, "owner");
-}
-
 /** Where a host gets at what is not its own: the cluster's blobs and its jobs' secrets. Without the key, by asking the API. */
 function clusterMeans(
   config: Config,
@@ -191,12 +171,20 @@ function clusterMeans(
 async function admissionOf(config: Config): Promise<Admission> {
   const kept = await readFile(`${config.dataDir}/secret-key`, "utf8").catch(() => null);
   const secretKey = config.secretKey ?? kept?.trim();
-  if (secretKey !== undefined) return { secretKey };
+  const url = config.databaseUrl;
+  if (secretKey !== undefined) {
+    return { secretKey, database: url === null ? { socketDir: `${config.runDir}/db` } : { url } };
+  }
   if (config.apiUrl === null) {
     throw new ConfigError("BERTH_API_URL: is needed to join: the API's internal listener, tls://ADDRESS:PORT");
   }
   if (config.hostAddress === "127.0.0.1") {
     throw new ConfigError("BERTH_HOST_ADDRESS: is needed to join: where clients reach this host's ports");
+  }
+  if (url !== null && (new URL(url).username !== "" || new URL(url).password !== "")) {
+    throw new ConfigError(
+      "BERTH_DATABASE_URL: must not say a user or password: a host that joins has a login of its own",
+    );
   }
   const ca = config.internalCa === null ? null : await readFile(config.internalCa, "utf8");
   return { api: { url: config.apiUrl, ca }, joinToken: config.joinToken };

@@ -36,9 +36,9 @@ export function joinKey(secretKey: string, tokenId: string): string {
   return derive(secretKey, `berth join v1 ${tokenId}`);
 }
 
-/** With what workers of other machines log in to the embedded database; of use through the internal listener only. */
-export function databasePassword(secretKey: string): string {
-  return derive(secretKey, "berth database v1");
+/** With what a host logs in to the database, as itself (db/host-login.ts); it follows from that host's key. */
+export function databasePassword(hostKey: string): string {
+  return derive(hostKey, "berth database v1");
 }
 
 /** The key of who names itself to the API: a host or a join token; null: neither. That it is known has yet to be seen. */

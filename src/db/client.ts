@@ -1,12 +1,14 @@
 import postgres from "postgres";
 import { arrayHandlers } from "./arrays.ts";
-import { workerRole } from "./worker-role.ts";
 
-/**
- * Where the database is: a URL, or the Unix socket's directory of the embedded one; with the password of `workerRole` where
- * that socket stands for another machine's.
- */
-export type DatabaseAddress = { url: string } | { socketDir: string; password?: string };
+/** Where the database is: a URL, or the Unix socket's directory of the embedded one. */
+export type DatabaseAddress = { url: string } | { socketDir: string };
+
+/** Who logs in, and with what. */
+export interface Login {
+  name: string;
+  password: string;
+}
 
 /** How the driver behaves wherever it is used. */
 export const driverOptions = {
@@ -22,10 +24,12 @@ export const driverOptions = {
 
 /**
  * The driver's connections, up to `max`, opened when first used.
- * As `owner` (worker, migrations) every project's rows are seen; as `api` row-level security holds. On the embedded
- * database the operating-system user decides which of the two a process can be (peer authentication).
+ * As `owner` (migrations, admitting hosts) every project's rows are seen; as `api`, or by the login of a host, row-level
+ * security holds. On the embedded database the operating-system user decides which of the first two a process can be (peer
+ * authentication).
  */
-export function openClient(address: DatabaseAddress, as: "owner" | "api", max: number): postgres.Sql {
+export function openClient(address: DatabaseAddress, as: "owner" | "api" | Login, max: number): postgres.Sql {
+  const login = typeof as === "string" ? {} : { username: as.name, password: as.password };
   const options = {
     max,
     idle_timeout: 0,
@@ -33,7 +37,7 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
     onnotice: () => undefined,
     ...driverOptions,
     connection: {
-      application_name: `berth-${as}`,
+      application_name: `berth-${typeof as === "string" ? as : "worker"}`,
       // Queries are prepared, and find their rows by keys whatever the values: planning them anew costs more than they do.
       plan_cache_mode: "force_generic_plan",
       // A request must not hold a connection, or a lock that others wait for, longer than its client waits.
@@ -44,15 +48,15 @@ export function openClient(address: DatabaseAddress, as: "owner" | "api", max: n
     ? postgres(address.url, {
         ...options,
         ...socketOf(address.url),
+        ...login,
         connection: { ...options.connection, ...(as === "api" ? { role: "berth_api" } : {}) },
       })
     : postgres({
         ...options,
         path: `${address.socketDir}/.s.PGSQL.5432`,
         database: "berth",
-        ...(address.password === undefined
-          ? { username: as === "api" ? "berth_api" : "berth_owner" }
-          : { username: workerRole, password: address.password }),
+        username: as === "api" ? "berth_api" : "berth_owner",
+        ...login,
       });
 }
 

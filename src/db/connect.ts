@@ -1,5 +1,5 @@
 import postgres from "postgres";
-import { type DatabaseAddress, openClient } from "./client.ts";
+import { type DatabaseAddress, type Login, openClient } from "./client.ts";
 import { drizzle } from "./drizzle.ts";
 import * as schema from "./schema.ts";
 
@@ -10,8 +10,12 @@ export interface Connection {
   close(): Promise<void>;
 }
 
-/** Opens a pool of connections (8 unless told), as one of the two roles of `openClient`. */
-export function connect(address: DatabaseAddress, as: "owner" | "api", more: { max?: number } = {}): Connection {
+/** Opens a pool of connections (8 unless told), as one of those that `openClient` knows. */
+export function connect(
+  address: DatabaseAddress,
+  as: "owner" | "api" | Login,
+  more: { max?: number } = {},
+): Connection {
   const client = openClient(address, as, more.max ?? 8);
   return { db: open(client), sql: client, close: () => client.end({ timeout: 5 }) };
 }

@@ -2,7 +2,6 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, openSync, readlinkSync, watch } from "node:fs";
 import { access, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { workerRole } from "./worker-role.ts";
 
 /** How the embedded Postgres is run. Nothing outside `dir` is writable to its user, and root writes nothing inside. */
 export interface EmbeddedOptions {
@@ -73,7 +72,8 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedS
   if (running !== null) return running;
 
   const [hba, ident] = [join(options.rulesDir, "pg_hba.conf"), join(options.rulesDir, "pg_ident.conf")];
-  await writeFile(hba, `local all ${workerRole} scram-sha-256\nlocal all all peer map=berth\n`);
+  // Hosts have passwords: those of other machines come by a process of the API's user.
+  await writeFile(hba, "local all +berth_worker scram-sha-256\nlocal all all peer map=berth\n");
   await writeFile(ident, options.identities.map(([user, role]) => `berth ${user} ${role}\n`).join(""));
   const all = { ...settings, unix_socket_directories: options.socketDir, hba_file: hba, ident_file: ident };
   const flags = Object.entries(all).flatMap(([name, value]) => ["-c", `${name}=${value}`]);

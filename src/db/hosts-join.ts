@@ -1,6 +1,7 @@
 import { BerthError } from "../core/errors.ts";
 import { type HostRegistration, nameTaken } from "../core/host.ts";
 import { newId } from "../core/ids.ts";
+import { admitHost } from "./host-login.ts";
 import { type Pool, type Sql, time, violation } from "./scope.ts";
 
 /** A join token that can still be used. */
@@ -50,11 +51,17 @@ export async function revokeJoinToken(sql: Sql, id: string): Promise<boolean> {
 }
 
 /**
- * Registers a host by a join token, one of whose uses it takes; the new host's id. Whoever asks again because the answer
- * was lost gets the same one, until the host has begun its first session.
+ * Registers a host by a join token, one of whose uses it takes, and lets it log in to the database; the new host's id.
+ * Whoever asks again because the answer was lost gets the same one, until the host has begun its first session.
+ * @param keyOf what the host with an id will prove itself with
  * @throws BerthError `unauthorized` when the token has no use left, `name_taken`
  */
-export async function joinHost(sql: Pool, tokenId: string, host: HostRegistration): Promise<string> {
+export async function joinHost(
+  sql: Pool,
+  tokenId: string,
+  host: HostRegistration,
+  keyOf: (id: string) => string,
+): Promise<string> {
   try {
     return await sql.begin(async (tx) => {
       const [token] = await tx<{ usable: boolean }[]>`
@@ -75,6 +82,7 @@ export async function joinHost(sql: Pool, tokenId: string, host: HostRegistratio
         values (${id}, ${host.name}, ${host.address}, ${host.agentUrl}, ${host.bootId}, ${host.cpus}, ${host.memory},
           ${host.disk}, ${host.portFirst}, ${host.portLast}, ${host.reservedPorts},
           ${JSON.stringify(host.labels)}::text::jsonb, ${tokenId})`;
+      await admitHost(tx, { id, key: keyOf(id) });
       return id;
     });
   } catch (error) {

@@ -70,10 +70,16 @@ export async function setHostState(sql: Sql, id: string, state: "ready" | "drain
   return (await listHosts(sql, id))[0] ?? null;
 }
 
-/** Removes a lost host with its containers. False: it is not lost, or unknown. */
-export async function forgetHost(sql: Sql, id: string): Promise<boolean> {
-  const [row] = await sql<{ gone: boolean }[]>`select berth_forget_host(${id}) as gone`;
-  return row?.gone ?? false;
+/**
+ * Removes a lost host with its containers, or with `forced` one that is alive, and cuts it off from the database. False: it
+ * is unknown, or alive.
+ */
+export async function forgetHost(sql: Sql, id: string, forced = false): Promise<boolean> {
+  const [row] = await sql<{ gone: boolean }[]>`select berth_forget_host(${id}, ${forced}) as gone`;
+  if (row?.gone !== true) return false;
+  // Only now can't it log in again.
+  await sql`select berth_end_sessions(${id})`;
+  return true;
 }
 
 /** Where a host's agent listens; null when the host is unknown. */

@@ -3,7 +3,7 @@ import { type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Db, Transaction } from "./connect.ts";
 import { and, eq, or, sql } from "./drizzle.ts";
 import { notify } from "./notify.ts";
-import { events, images, tags } from "./schema.ts";
+import { images, tags } from "./schema.ts";
 import { topics } from "./wakeups.ts";
 
 /** The project's image of that repository by tag or digest; null: it has none such. */
@@ -98,12 +98,10 @@ export async function recordImage(
         target: [tags.projectId, tags.repository, tags.tag],
         set: { digest: image.digest, updatedAt: sql`now()` },
       });
-    await tx.insert(events).values({
-      projectId,
-      type: "image.tagged",
-      subjectId: image.digest,
-      data: { reference: `${repository}:${tag}` },
-    });
+    // The columns that a worker may write: an event's time and place are the database's to say.
+    await tx.execute(sql`
+      insert into events (project_id, type, subject_id, data)
+      values (${projectId}, 'image.tagged', ${image.digest}, ${JSON.stringify({ reference: `${repository}:${tag}` })}::jsonb)`);
   }
   await notify(tx, topics.events(projectId));
 }

@@ -162,10 +162,10 @@ export async function writeSeen(
       where id = ${container.id} and host_id = ${fence.hostId} and ${held(sql, fence)} returning id),
     told as (insert into events (project_id, type, subject_id, data)
       select ${container.projectId}, ${event?.type ?? ""}, id, ${JSON.stringify(event?.data ?? {})}::text::jsonb from seen
-      where ${event !== undefined}::boolean returning project_id)
+      where ${event !== undefined}::boolean)
     select id seen, pg_notify('berth', id),
       case when ${!durable}::boolean then set_config('synchronous_commit', 'off', true) end,
-      (select pg_notify('berth', ${topics.events(container.projectId)}) from told limit 1) from seen`;
+      case when ${event !== undefined}::boolean then pg_notify('berth', ${topics.events(container.projectId)}) end from seen`;
   return rows.length === 1;
 }
 
@@ -201,8 +201,8 @@ export async function eraseContainer(
     with gone as (delete from containers where id = ${container.id} and host_id = ${fence.hostId} and ${held(sql, fence)}
       returning id),
     told as (insert into events (project_id, type, subject_id)
-      select ${container.projectId}, 'container.removed', id from gone returning project_id)
-    select pg_notify('berth', id), (select pg_notify('berth', ${topics.events(container.projectId)}) from told limit 1) from gone`;
+      select ${container.projectId}, 'container.removed', id from gone)
+    select pg_notify('berth', id), pg_notify('berth', ${topics.events(container.projectId)}) from gone`;
   return rows.length === 1;
 }
 
@@ -231,8 +231,8 @@ export async function writePorts(
     idle as (update ports set status = 'pending' where id = any(${idle}::text[]) and status = 'active' and ${own}),
     off_host as (delete from ports where id = any(${off}::text[]) and ${own} returning id),
     told as (insert into events (project_id, type, subject_id, data)
-      select ${container.projectId}, 'port.refused', r->>'id', r from jsonb_array_elements(${JSON.stringify(refused)}::text::jsonb) r
-      returning project_id)
+      select ${container.projectId}, 'port.refused', id, r from off_host
+      join jsonb_array_elements(${JSON.stringify(refused)}::text::jsonb) r on r->>'id' = id)
     select null owner, pg_notify('berth', id)::text
       from (select id from on_host union all select id from off_host union all select ${container.id}) t
     union all select container_id, null from ports

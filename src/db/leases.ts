@@ -151,11 +151,6 @@ export async function takeLost(
   more: { held: readonly string[]; own: boolean },
 ): Promise<ClaimedJob[]> {
   return pool<ClaimedJob[]>`
-    update jobs set epoch = epoch + 1, lost = lost + 1, host_id = ${hostId},
-      lease_until = now() + make_interval(secs => ${leaseSeconds})
-    where id in (
-      select id from jobs where status = 'running' and id <> all (${more.held}::text[])
-        and (lease_until < now() or (${more.own}::boolean and host_id = ${hostId}))
-      limit 100 for update skip locked)
-    returning ${pool.unsafe(claimedColumns)}`;
+    select ${pool.unsafe(claimedColumns)} from berth_take_lost(
+      ${hostId}, ${more.held}::text[], ${more.own}::boolean, ${leaseSeconds})`;
 }

@@ -1,16 +1,16 @@
 import postgres from "postgres";
 import { newId } from "../core/ids.ts";
-import { tokenHash } from "../core/keys.ts";
-import { apiLogin, makeLogin } from "./api-login.ts";
+import { hostKey, tokenHash } from "../core/keys.ts";
+import { apiLogin, makeApiLogin } from "./api-login.ts";
 import { type DatabaseAddress, openClient } from "./client.ts";
+import { admitHost, hostsWithoutLogin } from "./host-login.ts";
 import { migrate, migrationFiles } from "./migrate.ts";
-import { workerRole } from "./worker-role.ts";
 
 /** Lets the API log in as itself to the database that the URL names (db/api-login.ts). */
 export async function admitApi(url: string, secretKey: string): Promise<void> {
   const sql = openClient({ url }, "owner", 1);
   try {
-    await makeLogin(sql, apiLogin(url, secretKey), "berth_api");
+    await makeApiLogin(sql, apiLogin(url, secretKey));
   } finally {
     await sql.end({ timeout: 5 });
   }
@@ -25,17 +25,17 @@ const tokenName = "settings";
 /**
  * Makes a database ready to be used: its schema up to date, and, when the operator's token is given, that token known
  * (in place of the one that the settings gave before) and the project `default` there.
- * `workerPassword`: lets workers of other machines log in, on an embedded database.
+ * @param secretKey from it follow the passwords of hosts that were there before hosts had logins; null: there are none
  * @returns the number of migrations that ran
  */
 export async function prepareDatabase(
   address: DatabaseAddress,
   operatorToken: string | null,
-  workerPassword: string | null = null,
+  secretKey: string | null = null,
 ): Promise<{ migrations: number }> {
   const sql = openClient(address, "owner", 1);
   try {
-    if (workerPassword === null && (await isPrepared(sql, operatorToken))) return { migrations: 0 };
+    if (await isPrepared(sql, operatorToken)) return { migrations: 0 };
     const migrations = await migrate(sql, { apiLogin: "socketDir" in address });
     if (operatorToken !== null) {
       const hash = tokenHash(operatorToken);
@@ -50,7 +50,9 @@ export async function prepareDatabase(
           on conflict (hash) do update set revoked_at = null`;
       });
     }
-    if (workerPassword !== null) await makeLogin(sql, { name: workerRole, password: workerPassword }, "berth_owner");
+    if (secretKey !== null && migrations > 0) {
+      for (const id of await hostsWithoutLogin(sql)) await admitHost(sql, { id, key: hostKey(secretKey, id) });
+    }
     return { migrations };
   } finally {
     await sql.end({ timeout: 5 });

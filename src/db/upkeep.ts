@@ -1,21 +1,18 @@
 import type { Db } from "./connect.ts";
 import { sql } from "./drizzle.ts";
 
-/** Deletes what has served its time: events, deliveries and ended jobs after 7 days, idempotency keys after one, unused steps after 14. */
+/**
+ * Deletes what has served its time: events, deliveries and ended jobs after 7 days, idempotency keys after one, unused steps
+ * after 14. (A function of the database: a worker may delete nothing else.)
+ */
 export async function deleteExpired(db: Db): Promise<void> {
-  await db.execute(sql`delete from events where at < now() - interval '7 days'`);
-  await db.execute(sql`delete from idempotency_keys where created_at < now() - interval '1 day'`);
-  // Before their jobs, which know how they ended.
-  await db.execute(sql`delete from deliveries where received_at < now() - interval '7 days'`);
-  await db.execute(sql`delete from jobs where finished_at < now() - interval '7 days'`);
-  await db.execute(sql`delete from build_cache where used_at < now() - interval '14 days'`);
+  await db.execute(sql`select berth_delete_expired()`);
 }
 
-/** The diff ids of layers that images of any project or cached steps are made of. */
-export async function neededLayers(db: Db): Promise<Set<string>> {
+/** Which of these diff ids are of layers that images of any project or cached steps are made of. */
+export async function neededLayers(db: Db, diffIds: readonly string[]): Promise<Set<string>> {
   const rows = await db.execute<{ id: string }>(sql`
-    select l->>'diffId' id from images, jsonb_array_elements(layers) l
-    union select result->'layer'->>'diffId' from build_cache`);
+    select berth_needed_layers(${sql.param(diffIds)}::text[]) id`);
   return new Set([...rows].map((row) => row.id));
 }
 

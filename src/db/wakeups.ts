@@ -3,9 +3,13 @@ import type postgres from "postgres";
 /** The one channel; its payload is a topic. */
 export const channel = "berth";
 
-/** Topics: a host's inbox, the job queue, running jobs that are to end, and one resource each for those who wait on it. */
+/**
+ * Topics: a host's inbox, its end, the job queue, running jobs that are to end, and one resource each for those who wait
+ * on it.
+ */
 export const topics = {
   host: (id: string) => `host:${id}`,
+  forgotten: (hostId: string) => `forgotten:${hostId}`,
   jobs: "jobs",
   cancels: "cancels",
   events: (projectId: string) => `events:${projectId}`,

@@ -38,22 +38,26 @@ export async function serveDatabase(api: ApiAccess, directory: string): Promise<
   return server;
 }
 
-/** Whether the API knows the host, and lets it through. @throws BerthError `unavailable` */
-export async function isKnown(api: ApiAccess): Promise<boolean> {
+/**
+ * What the API says of a host: `unknown`; that it passes its connections on (`passed`); or that its database is one that
+ * hosts reach by themselves (`elsewhere`). @throws BerthError `unavailable`
+ */
+export async function databaseWay(api: ApiAccess): Promise<"unknown" | "passed" | "elsewhere"> {
   try {
     (await openTunnel(api)).destroy();
-    return true;
+    return "passed";
   } catch (error) {
-    if (error instanceof BerthError && error.code === "unauthorized") return false;
+    if (error instanceof BerthError && error.code === "unauthorized") return "unknown";
+    if (error instanceof BerthError && error.code === "not_found") return "elsewhere";
     throw error;
   }
 }
 
 /**
  * One connection to the database through the API.
- * @throws BerthError `unauthorized` when the API does not know the host, `unavailable`
+ * @throws BerthError `unauthorized` when the API does not know the host, `not_found` when it passes none on, `unavailable`
  */
-function openTunnel(api: ApiAccess): Promise<Duplex> {
+export function openTunnel(api: ApiAccess): Promise<Duplex> {
   const { url, tls } = transportOf(api);
   const send = url.protocol === "https:" ? httpsRequest : httpRequest;
   const { promise, resolve, reject } = Promise.withResolvers<Duplex>();
@@ -75,15 +79,9 @@ function openTunnel(api: ApiAccess): Promise<Duplex> {
   sent.on("response", (response) => {
     clearTimeout(late);
     response.resume();
-    const unknown = response.statusCode === 401;
-    reject(
-      unknown
-        ? new BerthError("unauthorized", `The API at ${api.url} does not know this host.`)
-        : new BerthError(
-            "unavailable",
-            `The API at ${api.url} passes no connection on (${String(response.statusCode)}).`,
-          ),
-    );
+    const code = ({ 401: "unauthorized", 404: "not_found" } as const)[response.statusCode ?? 0] ?? "unavailable";
+    const refused = code === "unauthorized" ? "does not know this host" : "passes no connection on";
+    reject(new BerthError(code, `The API at ${api.url} ${refused} (${String(response.statusCode)}).`));
   });
   sent.on("error", (error) => {
     clearTimeout(late);

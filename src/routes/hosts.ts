@@ -3,7 +3,7 @@ import { BerthError } from "../core/errors.ts";
 import { forgetHost, type HostRow, listHosts, setHostState } from "../db/hosts.ts";
 import type { App, Services } from "./context.ts";
 import { json, operation } from "./operation.ts";
-import { idParam, listSchema, notFound } from "./parameters.ts";
+import { flag, idParam, listSchema, notFound } from "./parameters.ts";
 import type { OperationId } from "./permissions.ts";
 
 const tag = "Hosts";
@@ -77,8 +77,13 @@ const forget = operation({
   tag,
   summary: "Forget a lost host",
   description:
-    "Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. Its worker must join anew, and then ends what it still runs.",
-  request: { params },
+    "Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. It is cut off at once. Its worker must join anew, and then ends what it still runs.",
+  request: {
+    params,
+    query: z.strictObject({
+      force: flag(false).openapi({ description: "Also when it is alive, such as one that was taken over." }),
+    }),
+  },
   responses: { 204: { description: "It is forgotten" } },
   errors: ["not_found", "invalid_state"],
 });
@@ -102,9 +107,12 @@ export function addHosts(app: App, services: Services): void {
 
   app.openapi(forget, async (c) => {
     const { id } = c.req.valid("param");
-    if (!(await forgetHost(sql, id))) {
+    if (!(await forgetHost(sql, id, c.req.valid("query").force))) {
       if ((await listHosts(sql, id)).length === 0) throw notFound("host");
-      throw new BerthError("invalid_state", "The host is alive. Stop its worker first, and wait until it is lost.");
+      throw new BerthError(
+        "invalid_state",
+        "The host is alive. Stop its worker first, and wait until it is lost, or use force=true.",
+      );
     }
     return c.body(null, 204);
   });

@@ -1,6 +1,5 @@
 import { join } from "node:path";
 import type { Config } from "../config.ts";
-import { databasePassword } from "../core/keys.ts";
 import { Child } from "./child.ts";
 import { Database } from "./database.ts";
 import { childEnvironment } from "./environment.ts";
@@ -37,8 +36,8 @@ export async function startBerth(
     const pidFile = join(config.runDir, `${role}.pid`);
     return new Child({ name: role, argv: ground[role], env: childEnv, pidFile, begin, say });
   };
-  // A worker that has joined may have no database of its own to prepare.
-  const reachedThroughApi = config.role === "worker" && config.databaseUrl === null;
+  // A worker that has joined finds the database prepared: it is the API's.
+  const joined = config.role === "worker" && ground.secretKey === null;
   const api = config.role === "worker" ? null : child("api");
   const worker = config.role === "api" ? null : child("worker");
   let database: Database | null = null;
@@ -56,13 +55,13 @@ export async function startBerth(
     roles.catch(() => undefined);
     // Loaded when the roles' processes are under way: they take longest.
     const preparation = import("../db/prepare.ts");
-    if (config.databaseUrl === null && !reachedThroughApi) database = await Database.start(ground.database, say);
+    if (config.databaseUrl === null && config.role !== "worker") database = await Database.start(ground.database, say);
     const databaseMs = elapsed();
     const address = config.databaseUrl === null ? { socketDir: ground.socketDir } : { url: config.databaseUrl };
     const { admitApi, prepareDatabase } = await preparation;
-    const { migrations } = reachedThroughApi
+    const { migrations } = joined
       ? { migrations: 0 }
-      : await prepareDatabase(address, ground.token?.text ?? null, workerPassword(config, ground.secretKey));
+      : await prepareDatabase(address, ground.token?.text ?? null, ground.secretKey);
     if (config.databaseUrl !== null && api !== null && ground.secretKey !== null) {
       await admitApi(config.databaseUrl, ground.secretKey);
     }
@@ -80,10 +79,4 @@ export async function startBerth(
     await stop();
     throw error;
   }
-}
-
-/** null: no worker of another machine is let in to the embedded database. */
-function workerPassword(config: Config, secretKey: string | null): string | null {
-  const open = config.databaseUrl === null && config.internalListen !== null;
-  return open && secretKey !== null ? databasePassword(secretKey) : null;
 }

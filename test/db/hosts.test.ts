@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import type { HostRegistration } from "../../src/core/host.ts";
 import { newId } from "../../src/core/ids.ts";
 import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
@@ -25,6 +26,7 @@ describe("hosts", () => {
     agentUrl: `tls://198.18.0.2:7072`,
     ...more,
   });
+  const join = (token: string, host: HostRegistration) => joinHost(database.api, token, host, (id) => `key of ${id}`);
   const silent = (id: string) =>
     database.owner`update hosts set heartbeat_at = now() - interval '31 seconds' where id = ${id}`;
   const stateOf = async (id: string) => (await listHosts(database.api, id))[0]?.state;
@@ -49,12 +51,12 @@ describe("hosts", () => {
 
   it("join with a token as often as it says, until it has expired or was revoked", async () => {
     const two = await insertJoinToken(database.api, 2, 3600);
-    const a = await joinHost(database.api, two.id, remote("join-a"));
+    const a = await join(two.id, remote("join-a"));
     expect(await listJoinTokens(database.api)).toMatchObject([{ id: two.id, usesLeft: 1 }]);
-    expect(await joinHost(database.api, two.id, remote("join-b"))).not.toBe(a);
+    expect(await join(two.id, remote("join-b"))).not.toBe(a);
     expect(await listJoinTokens(database.api)).toEqual([]);
-    await expect(joinHost(database.api, two.id, remote("join-c"))).rejects.toMatchObject({ code: "unauthorized" });
-    await expect(joinHost(database.api, newId("joinToken"), remote("join-c"))).rejects.toMatchObject({
+    await expect(join(two.id, remote("join-c"))).rejects.toMatchObject({ code: "unauthorized" });
+    await expect(join(newId("joinToken"), remote("join-c"))).rejects.toMatchObject({
       code: "unauthorized",
     });
 
@@ -63,16 +65,14 @@ describe("hosts", () => {
     const expired = await insertJoinToken(database.api, 1, 3600);
     await database.owner`update join_tokens set expires_at = now() where id = ${expired.id}`;
     for (const { id } of [revoked, expired]) {
-      await expect(joinHost(database.api, id, remote("join-c"))).rejects.toMatchObject({ code: "unauthorized" });
+      await expect(join(id, remote("join-c"))).rejects.toMatchObject({ code: "unauthorized" });
     }
     expect(await revokeJoinToken(database.api, newId("joinToken"))).toBe(false);
   });
 
   it("a token of one use lets one of many in that ask at once", async () => {
     const { id } = await insertJoinToken(database.api, 1, 3600);
-    const all = await Promise.allSettled(
-      Array.from({ length: 12 }, (_, n) => joinHost(database.api, id, remote(`raced-${String(n)}`))),
-    );
+    const all = await Promise.allSettled(Array.from({ length: 12 }, (_, n) => join(id, remote(`raced-${String(n)}`))));
     expect(all.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
     expect(await database.owner`select from hosts where name like 'raced-%'`).toHaveLength(1);
   });
@@ -80,16 +80,16 @@ describe("hosts", () => {
   it("who asks again since the answer was lost is the same host, until it has begun; a taken name uses no token up", async () => {
     const token = await insertJoinToken(database.api, 1, 3600);
     const host = remote("again");
-    const id = await joinHost(database.api, token.id, host);
+    const id = await join(token.id, host);
     expect(await stateOf(id)).toBe("lost");
-    expect(await joinHost(database.api, token.id, host)).toBe(id);
-    await expect(joinHost(database.api, token.id, { ...host, agentUrl: "tls://198.18.0.9:1" })).rejects.toThrow();
+    expect(await join(token.id, host)).toBe(id);
+    await expect(join(token.id, { ...host, agentUrl: "tls://198.18.0.9:1" })).rejects.toThrow();
     await openHostSession(db, id, host);
     expect(await stateOf(id)).toBe("ready");
-    await expect(joinHost(database.api, token.id, host)).rejects.toMatchObject({ code: "unauthorized" });
+    await expect(join(token.id, host)).rejects.toMatchObject({ code: "unauthorized" });
 
     const other = await insertJoinToken(database.api, 1, 3600);
-    await expect(joinHost(database.api, other.id, host)).rejects.toMatchObject({ code: "name_taken" });
+    await expect(join(other.id, host)).rejects.toMatchObject({ code: "name_taken" });
     expect(await listJoinTokens(database.api)).toMatchObject([{ id: other.id, usesLeft: 1 }]);
   });
 

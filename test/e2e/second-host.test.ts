@@ -139,7 +139,7 @@ test("a worker joins with a token, which is used up then, and holds neither it n
   ]);
   expect(await ask("GET", "/join-tokens")).toMatchObject({ items: [] });
   const identity = JSON.parse(readFileSync(join(second.config.dataDir, "worker/host.json"), "utf8")) as object;
-  expect(Object.keys(identity)).toEqual(["id", "key", "databasePassword"]);
+  expect(Object.keys(identity)).toEqual(["id", "key"]);
   expect(() => readFileSync(join(second.config.dataDir, "secret-key"))).toThrow("ENOENT");
 });
 

@@ -20,7 +20,7 @@ beforeAll(async () => {
   ({ secretKey } = api.services);
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
   app = createInternalApp({ authenticate, log: pino({ level: "silent" }) });
-  addHostAdmission(app, { sql, secretKey, databasePassword: null });
+  addHostAdmission(app, { sql, secretKey });
 });
 afterAll(() => api.close());
 

@@ -25,7 +25,7 @@ beforeAll(async () => {
   const { sql, secretKey } = api.services;
   const authenticate = (bearer: string) => authenticateHost(sql, secretKey, bearer);
   const app = createInternalApp({ authenticate, log: pino({ level: "silent" }) });
-  addHostAdmission(app, { sql, secretKey, databasePassword: null });
+  addHostAdmission(app, { sql, secretKey });
   const tls = keyedServer((identity) => identityKey(secretKey, identity));
   server = await listen(app, { host: "127.0.0.1", port: 0 }, { tls });
   url = `tls://127.0.0.1:${String((server.address() as AddressInfo).port)}`;

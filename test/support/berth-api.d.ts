@@ -949,7 +949,7 @@ export interface paths {
         post?: never;
         /**
          * Forget a lost host
-         * @description Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. Its worker must join anew, and then ends what it still runs.
+         * @description Its containers are removed, each with an event `container.removed` that has the reason `host_lost`; its jobs go elsewhere. It is cut off at once. Its worker must join anew, and then ends what it still runs.
          */
         delete: operations["forgetHost"];
         options?: never;
@@ -9281,7 +9281,10 @@ export interface operations {
     };
     forgetHost: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Also when it is alive, such as one that was taken over. */
+                force?: boolean;
+            };
             header?: never;
             path: {
                 /** @description The host's id. */

@@ -56,7 +56,7 @@ describe("keys that follow from the secret key", () => {
       agentKey(hostKey(secret, one)),
       agentKey(hostKey(secret, two)),
       joinKey(secret, one),
-      databasePassword(secret),
+      databasePassword(hostKey(secret, one)),
     ];
     expect(new Set(keys).size).toBe(keys.length);
     for (const key of keys) expect(key).toMatch(/^[\w-]{43}$/);

@@ -22,10 +22,12 @@ export async function collect(
   await deleteExpired(connection.db);
   await blobs.tidy(graceMs);
   await sandboxes.caches.tidy();
-  const needed = await neededLayers(connection.db);
+  const cached: string[] = [];
+  for await (const diffId of layers.list()) cached.push(diffId);
+  const needed = await neededLayers(connection.db, cached);
   const used = await layersInUse(connection.db, host.id);
   let removed = 0;
-  for await (const diffId of layers.list()) {
+  for (const diffId of cached) {
     if (used.has(diffId)) continue;
     const unmount = () => sandboxes.unmountLayer(layers.path(diffId));
     if (await layers.removeUnused(diffId, needed.has(diffId) ? uselessMs : graceMs, unmount)) removed++;

@@ -3,16 +3,25 @@ import { connect } from "node:net";
 import type { Duplex } from "node:stream";
 import { databaseTunnel } from "../../core/api-access.ts";
 
+/** Who may have connections passed on. */
+export interface Passage {
+  /** The host that a bearer credential belongs to; null: nobody's. */
+  authenticate: (bearer: string) => Promise<string | null>;
+  /** Calls `wake` when the host may have been forgotten, until the returned function is called. */
+  onForgotten: (hostId: string, wake: () => void) => () => void;
+}
+
+/** How often it is asked again whether a host is known, in case a notification was lost. */
+const recheckMs = 30_000;
+
 /**
  * Passes connections of hosts on to the embedded database, whose socket no other machine reaches: an upgrade of HTTP with
  * the host's credential, and then bytes in both directions. Who it is to the database, the host has to show that itself.
+ * A host that is forgotten loses them at once.
  * The returned function ends them all: the server no longer counts connections that were upgraded.
+ * @param socket null: the database is one that hosts reach by themselves; then they are only told whether they are known
  */
-export function passDatabase(
-  server: Server,
-  socket: string,
-  authenticate: (bearer: string) => Promise<string | null>,
-): () => void {
+export function passDatabase(server: Server, socket: string | null, passage: Passage): () => void {
   const passed = new Set<Duplex>();
   const answer = async (request: IncomingMessage, client: Duplex, head: Buffer) => {
     const { authorization = "", upgrade } = request.headers;
@@ -21,10 +30,16 @@ export function passDatabase(
       return;
     }
     const bearer = /^Bearer ([\x21-\x7e]{1,512})$/i.exec(authorization)?.[1] ?? "";
-    if ((await authenticate(bearer)) === null) {
+    const hostId = await passage.authenticate(bearer);
+    if (hostId === null) {
       refuse(client, 401, "unauthorized");
       return;
     }
+    if (socket === null) {
+      refuse(client, 404, "not_found");
+      return;
+    }
+    endWhenForgotten(client, hostId, bearer, passage);
     const database = connect(socket);
     database.once("error", () => refuse(client, 503, "unavailable"));
     database.once("connect", () => {
@@ -44,6 +59,25 @@ export function passDatabase(
   return () => {
     for (const client of passed) client.destroy();
   };
+}
+
+/** Looked at once more when the watch has begun: the host may have been forgotten before. */
+function endWhenForgotten(client: Duplex, hostId: string, bearer: string, passage: Passage): void {
+  const check = () => {
+    passage.authenticate(bearer).then(
+      (known) => {
+        if (known === null) client.destroy();
+      },
+      () => undefined, // The database is away: the next check tells.
+    );
+  };
+  const unwatch = passage.onForgotten(hostId, check);
+  const timer = setInterval(check, recheckMs).unref();
+  client.once("close", () => {
+    unwatch();
+    clearInterval(timer);
+  });
+  check();
 }
 
 function refuse(client: Duplex, status: number, code: string): void {

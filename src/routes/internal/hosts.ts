@@ -36,19 +36,17 @@ const maxBodyBytes = 256 * 1024;
 interface HostServices {
   sql: Pool;
   secretKey: string;
-  /** Of the embedded database, for hosts; null: the database is one that they reach by themselves. */
-  databasePassword: string | null;
 }
 
 /**
  * How a host comes to be one, and what it can't do without the secret key, which it never has.
  *
- * - `POST /internal/hosts` with a join token: the host is registered; answers its id and key, and the password of a
- *   database that it can reach only through this listener (database.ts).
+ * - `POST /internal/hosts` with a join token: the host is registered; answers its id and key, from which follows with what
+ *   it logs in to the database.
  * - `POST /internal/jobs/{id}/open` with the host's credential: a secret that was sealed for that job, as long as the host
  *   holds its lease.
  */
-export function addHostAdmission(app: InternalApp, { sql, secretKey, databasePassword }: HostServices): void {
+export function addHostAdmission(app: InternalApp, { sql, secretKey }: HostServices): void {
   const limit = bodyLimit({
     maxSize: maxBodyBytes,
     onError: () => {
@@ -61,8 +59,9 @@ export function addHostAdmission(app: InternalApp, { sql, secretKey, databasePas
     if (token === null || !sameSecret(token.key, joinKey(secretKey, token.id))) {
       throw new BerthError("unauthorized", "The join token is wrong.");
     }
-    const id = await joinHost(sql, token.id, parse(Registration, await c.req.text()));
-    return c.json({ id, key: hostKey(secretKey, id), databasePassword });
+    const keyOf = (id: string) => hostKey(secretKey, id);
+    const id = await joinHost(sql, token.id, parse(Registration, await c.req.text()), keyOf);
+    return c.json({ id, key: keyOf(id) });
   });
 
   app.post("/internal/jobs/:id/open", limit, async (c) => {

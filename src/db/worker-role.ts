@@ -1,2 +1,0 @@
-/** Who workers of other machines are on the embedded database: all that its owner is, with a password. */
-export const workerRole = "berth_worker";
