@@ -1,12 +1,28 @@
-import { spawnSync } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { execFile, spawnSync } from "node:child_process";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
+import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { BerthError } from "../../src/core/errors.ts";
-import { type GitAuth, type GitSource, parseGitRef, parseGitUrl } from "../../src/core/git-source.ts";
+import {
+  type GitAuth,
+  type GitSource,
+  parseGitRef,
+  parseGitUrl,
+  parseSubdirectory,
+} from "../../src/core/git-source.ts";
 import { type GitMeans, gitContext } from "../../src/engine/build/git-context.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -70,6 +86,16 @@ function processesOf(id: number): string[] {
     }
   });
 }
+
+/** git as anybody runs it; beside the server, which is in this process. */
+async function git(...args: string[]): Promise<string> {
+  const { stdout } = await promisify(execFile)("git", args, {
+    env: { PATH: process.env["PATH"], HOME: directory, GIT_CONFIG_NOSYSTEM: "1" },
+    timeout: 30_000,
+  });
+  return stdout.trim();
+}
+const author = ["-c", "user.name=test", "-c", "user.email=test@example.org"];
 
 const at = (path: string, host = "127.0.0.1") => `http://${host}:${server.port}${path}`;
 
@@ -231,6 +257,62 @@ test("refs and URLs that would run programs are refused; told them, git does", (
     expect(existsSync(mark), args.join(" ")).toBe(true);
     rmSync(mark);
   }
+});
+
+test("a subdirectory leads nowhere but into the commit's tree; followed in a checkout it leads to the host", async () => {
+  const outside = join(directory, "outside");
+  mkdirSync(outside);
+  writeFileSync(join(outside, "canary"), "of the host");
+  const checkout = join(directory, "checkout");
+  const links = { "links/absolute": { link: outside }, "links/relative": { link: "../../outside" } };
+  server.commit("links", { "site/page.html": "four", ...links });
+  await git("clone", "--quiet", "--branch=links", at("/site.git"), checkout);
+  const within = ["links/absolute", "links/relative"];
+  const above = ["../outside", "site/../../outside", "links/../../outside"];
+  for (const subdirectory of above) expect(() => parseSubdirectory(subdirectory)).toThrow(BerthError);
+  // Also told what would have been refused, git looks into the tree alone.
+  for (const subdirectory of [...within, ...above]) {
+    expect(await refusal({ ref: "links", subdirectory }), subdirectory).toMatchObject({ code: "ref_not_found" });
+    expect(readFileSync(join(checkout, subdirectory, "canary"), "utf8")).toBe("of the host");
+  }
+  const { files } = await fetched({ ref: "links", subdirectory: "links" });
+  expect(files).toEqual({ absolute: `777 -> ${outside}`, relative: "777 -> ../../outside" });
+});
+
+test("submodules are not fetched, neither from a server nor from this machine; a clone that was to have them has them", async () => {
+  const local = join(directory, "local");
+  await git("init", "--quiet", "--initial-branch=main", local);
+  writeFileSync(join(local, "canary"), "of the host");
+  await git("-C", local, "add", "canary");
+  await git("-C", local, ...author, "commit", "--quiet", "-m", "canary");
+  const commit = await git("-C", local, "rev-parse", "HEAD");
+  const modules = { far: at("/module.git"), near: local };
+  const sections = Object.entries(modules).map(
+    ([name, url]) => `[submodule "${name}"]\npath = ${name}\nurl = ${url}\n`,
+  );
+  server.commit("modules", { ".gitmodules": sections.join("") });
+  const work = server.git("rev-parse", "--show-toplevel");
+  for (const [name, id] of Object.entries({ far: first, near: commit })) {
+    mkdirSync(join(work, name));
+    server.git("update-index", "--add", "--cacheinfo", `160000,${id},${name}`);
+  }
+  server.commit("modules", {});
+
+  const asked = () => server.requests.filter((path) => path.startsWith("/module.git")).length;
+  const { files } = await fetched({ ref: "modules" });
+  expect(Object.keys(files)).toEqual(expect.arrayContaining([".gitmodules", "far/", "near/"]));
+  expect(Object.keys(files).filter((path) => /^(?:far|near)\/./.test(path))).toEqual([]);
+  for (const subdirectory of ["far", "near"]) {
+    expect(await refusal({ ref: "modules", subdirectory })).toMatchObject({ code: "ref_not_found" });
+  }
+  expect(asked()).toBe(0);
+
+  const clone = join(directory, "with-modules");
+  const allowed = ["-c", "protocol.file.allow=always", "clone", "--quiet", "--recurse-submodules"];
+  await git(...allowed, "--branch=modules", at("/site.git"), clone);
+  expect(asked()).toBeGreaterThan(0);
+  expect(existsSync(join(clone, "far/Dockerfile"))).toBe(true);
+  expect(readFileSync(join(clone, "near/canary"), "utf8")).toBe("of the host");
 });
 
 test("a build takes its Dockerfile and context from the repository", async () => {

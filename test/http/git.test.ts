@@ -4,6 +4,7 @@ import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, inject, test, vi } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import { open } from "../../src/core/keys.ts";
+import { storeCommit } from "../../src/routes/git/commit-context.ts";
 import { recoverPushes } from "../../src/routes/git/push-builds.ts";
 import { Repositories } from "../../src/routes/git/repositories.ts";
 import { closeServer, listen } from "../../src/routes/listener.ts";
@@ -114,6 +115,26 @@ describe("the repositories", () => {
     await api.services.repositories.compact(path);
     expect(packs()).toBe(1);
     execFileSync("git", ["-C", path, "rev-parse", "main"]);
+  });
+
+  test("have contexts that lead nowhere but into the commit's tree", async () => {
+    const path = await at("trees");
+    const tree = [
+      "M 120000 inline out",
+      "data 4",
+      "/etc",
+      `M 160000 ${"1".repeat(40)} module`,
+      "M 644 inline dir/file",
+      "data 0",
+    ];
+    const input = ["commit refs/heads/main", "committer a <a@b> 1 +0000", "data 0", ...tree, "", ""].join("\n");
+    execFileSync("git", ["-C", path, "fast-import", "--quiet"], { input });
+    const commit = execFileSync("git", ["-C", path, "rev-parse", "main"], { encoding: "utf8" }).trim();
+    const store = (subdirectory: string) => storeCommit(path, commit, subdirectory, api.services.blobs, 2 ** 20);
+    for (const outside of ["out", "module", "dir/file", "..", "../..", "dir/../../trees.git", "/etc"]) {
+      await expect(store(outside), outside).rejects.toMatchObject({ code: "ref_not_found" });
+    }
+    expect((await store("dir")).sizeBytes).toBeGreaterThan(0);
   });
 
   test("are made once their place can be, after it could not", async () => {

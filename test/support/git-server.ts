@@ -8,7 +8,8 @@ import { dirname, join } from "node:path";
 
 /**
  * `git http-backend` on a loopback port, with the repository `/site.git`. Besides it: `/private.git` is the same for who has
- * the credentials, `/denied.git` is for nobody, `/moved.git` redirects to it, `/hang.git` never answers.
+ * the credentials, `/module.git` is the same by another name, `/denied.git` is for nobody, `/moved.git` redirects to it,
+ * `/hang.git` never answers.
  */
 export interface GitServer {
   port: number;
@@ -16,8 +17,11 @@ export interface GitServer {
   requests: string[];
   /** Resolves when `/hang.git` is asked. */
   hanging: Promise<void>;
-  /** Commits on `branch`; a null content is a link to `site`. Returns the commit's id. */
-  commit(branch: string, files: Record<string, string | null>): string;
+  /**
+   * Commits on `branch`, which begins where the last one was committed to; a null content is a link to `site`, an object
+   * one to elsewhere. Returns the commit's id.
+   */
+  commit(branch: string, files: Record<string, string | null | { link: string }>): string;
   git(...args: string[]): string;
   close(): Promise<void>;
 }
@@ -54,7 +58,7 @@ export async function startGitServer(): Promise<GitServer> {
     if (/^\/(?:denied|private)\.git/.test(path) && !allowed)
       response.writeHead(401, { "www-authenticate": 'Basic realm="x"' }).end();
     else if (path.startsWith("/moved.git")) response.writeHead(302, { location: path.replace("moved", "site") }).end();
-    else backend(directory, path.replace("private", "site"), request, response);
+    else backend(directory, path.replace(/^\/(?:private|module)\./, "/site."), request, response);
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -67,7 +71,7 @@ export async function startGitServer(): Promise<GitServer> {
       git("checkout", "--quiet", "-B", branch);
       for (const [path, content] of Object.entries(files)) {
         mkdirSync(dirname(join(work, path)), { recursive: true });
-        if (content === null) symlinkSync("site", join(work, path));
+        if (content === null || typeof content === "object") symlinkSync(content?.link ?? "site", join(work, path));
         else writeFileSync(join(work, path), content, { mode: path.endsWith(".sh") ? 0o755 : 0o644 });
       }
       git("add", "--all");

@@ -138,7 +138,8 @@ async function contextCommit(
   if (subdirectory === null) return commit;
   const found = await local(place, ["rev-parse", "--verify", "--quiet", `${commit}:${subdirectory}`], signal, true);
   const tree = found.output.trim();
-  const kind = commitPattern.test(tree) ? await local(place, ["cat-file", "-t", tree], signal) : null;
+  // Of a submodule it is a commit of another repository.
+  const kind = commitPattern.test(tree) ? await local(place, ["cat-file", "-t", tree], signal, true) : null;
   if (kind?.output.trim() !== "tree") {
     const directory = JSON.stringify(subdirectory);
     throw new BerthError("ref_not_found", `The commit ${commit} has no directory ${directory}.`);
