@@ -4,10 +4,12 @@ import type { Parts } from "./parts.ts";
 import { discardPrepared, type Prepared, prepareSlot } from "./prepare.ts";
 import { Recent } from "./recent.ts";
 import { releaseSlot, removeDisk } from "./release.ts";
-import type { SandboxTemplate } from "./sandbox-spec.ts";
+import { type SandboxTemplate, templateKey } from "./sandbox-spec.ts";
 
 /** Slots kept ready. Each costs a parked monitor (0.7 MB), a link and a sparse file. */
 const readySlots = 8;
+/** So many more are kept with a disk of another size, for so long after one was started with it: what builds use. */
+const otherDisks = { ready: 2, forMs: 600_000 };
 /** The pool is filled only when nothing was started or stopped for this long, one slot at a time. */
 const idleMs = 15;
 const retryMs = 5000;
@@ -33,6 +35,8 @@ export class Pool {
   readonly #free: (slot: number) => void;
   readonly #recent = new Recent();
   readonly #ready: Prepared[] = [];
+  /** The last unusual size of a disk. */
+  #other: { disk: number; until: number } | null = null;
   readonly #created: Created[] = [];
   #timer: NodeJS.Timeout | undefined;
   #work: Promise<void> = Promise.resolve();
@@ -53,15 +57,21 @@ export class Pool {
   }
 
   /** What is ready for a container of this template, or for any; now the caller's. null: nothing is. */
-  take(key: string | null): Waiting | null {
+  take(template: SandboxTemplate): Waiting | null {
     this.touch();
-    const index = this.#created.findIndex((created) => created.key === key);
-    return this.#created.splice(index, index < 0 ? 0 : 1)[0] ?? this.#ready.shift() ?? null;
+    const key = templateKey(template);
+    const { disk } = template.limits;
+    return (
+      takeOut(this.#created, (created) => created.key === key) ??
+      takeOut(this.#ready, ({ options }) => options.disk === disk) ??
+      takeOut(this.#ready, ({ options }) => options.disk === this.#disk)
+    );
   }
 
   /** Something was started, which makes it likely to be started again. */
   started(template: SandboxTemplate): void {
     const { profile, network, process, limits } = template;
+    if (limits.disk !== this.#disk) this.#other = { disk: limits.disk, until: performance.now() + otherDisks.forMs };
     const isUsual = profile === "container" && network === usual.network && !process.tty && !process.stdin;
     if (isUsual && limits.disk === this.#disk) this.#recent.add(template);
   }
@@ -109,31 +119,41 @@ export class Pool {
     // Who is busy calls again when it is over.
     if (this.#closed || this.#busy > 0) return;
     const { missing, surplus, nextMs } = this.#recent.compare(this.#created);
-    const old = this.#created.find((created) => surplus.has(created));
-    const prepared = this.#ready[0];
-    if (old !== undefined) {
-      this.#created.splice(this.#created.indexOf(old), 1);
+    if (this.#other !== null && this.#other.until < performance.now()) this.#other = null;
+    const sizes = [this.#disk, this.#other?.disk];
+    const old =
+      takeOut(this.#created, (created) => surplus.has(created)) ??
+      takeOut(this.#ready, ({ options }) => !sizes.includes(options.disk));
+    if (old !== null) {
       await this.#giveUp(old);
-    } else if (missing !== null && prepared !== undefined) {
-      this.#ready.shift();
-      if (!(await this.#create(missing, prepared))) this.#recent.drop(missing);
-    } else if (this.#ready.length < readySlots) {
-      if (!(await this.#prepare())) {
-        this.#wait(retryMs);
-        return;
-      }
-    } else {
-      if (nextMs !== null) this.#wait(nextMs);
+      this.#wait(idleMs);
       return;
     }
-    this.#wait(idleMs);
+    const prepared = missing === null ? null : takeOut(this.#ready, ({ options }) => options.disk === this.#disk);
+    const disk = this.#missingDisk();
+    if (missing !== null && prepared !== null) {
+      if (!(await this.#create(missing, prepared))) this.#recent.drop(missing);
+      this.#wait(idleMs);
+    } else if (disk !== null) {
+      this.#wait((await this.#prepare(disk)) ? idleMs : retryMs);
+    } else if (nextMs !== null) {
+      this.#wait(nextMs);
+    }
   }
 
-  async #prepare(): Promise<boolean> {
+  /** The size of the disk of which a ready slot is missing. */
+  #missingDisk(): number | null {
+    const ready = (disk: number) => this.#ready.filter(({ options }) => options.disk === disk).length;
+    if (ready(this.#disk) < readySlots) return this.#disk;
+    const other = this.#other?.disk ?? this.#disk;
+    return other !== this.#disk && ready(other) < otherDisks.ready ? other : null;
+  }
+
+  async #prepare(disk: number): Promise<boolean> {
     const slot = this.#claim();
     if (slot === null) return false;
     try {
-      const prepared = await prepareSlot(this.#parts, slot, { ...usual, disk: this.#disk });
+      const prepared = await prepareSlot(this.#parts, slot, { ...usual, disk });
       this.#ready.push(prepared);
       void prepared.monitor.ended.then(() => this.#dropped(this.#ready, prepared));
       return true;
@@ -182,4 +202,10 @@ export class Pool {
       this.#log.error({ err: error, slot }, "a prepared sandbox could not be removed");
     }
   }
+}
+
+/** Takes the first one that fits out of the list; null: none does. */
+function takeOut<W>(list: W[], fits: (one: W) => boolean): W | null {
+  const index = list.findIndex(fits);
+  return list.splice(index, index < 0 ? 0 : 1)[0] ?? null;
 }

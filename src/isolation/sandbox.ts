@@ -81,7 +81,7 @@ export class Sandboxes {
       const opened = await openParts(config);
       const parts = { ...opened, runtime: mountReadOnly(opened.runtime, opened.layout.programs) };
       if (parts.runtime.warning !== null) log.warn(parts.runtime.warning);
-      const views = new Views(parts.mounts, parts.layout.views);
+      const views = new Views(parts.mounts, parts.layout.views, log);
       await views.clear();
       return new Sandboxes(parts, views, log, lock);
     } catch (error) {
@@ -100,6 +100,7 @@ export class Sandboxes {
     for (const timer of this.#timers) clearInterval(timer);
     this.#exits.close();
     await this.#slots.close();
+    await this.#views.close();
     await closeParts(this.#parts);
     closeSync(this.#lock);
   }
@@ -118,8 +119,8 @@ export class Sandboxes {
   }
 
   /**
-   * A slot that nobody has, ready to start if possible. It is the caller's until freeSlot.
-   * @param template what is to be started on it, if that is known: there may be a sandbox ready for it
+   * A slot that nobody has. It is the caller's until freeSlot.
+   * @param template what is to be started on it: there may be a sandbox ready for it; null: nothing is
    */
   takeSlot(template: SandboxTemplate | null = null): number {
     return this.#slots.take(template);

@@ -42,11 +42,11 @@ export class Slots {
   }
 
   /**
-   * A slot that is ready, for this template if possible.
+   * A slot that is ready, for this template if possible; null: only its ids are of interest.
    * @throws BerthError `no_capacity` when every slot is used
    */
   take(template: SandboxTemplate | null): number {
-    const waiting = this.#pool.take(template === null ? null : templateKey(template));
+    const waiting = template === null ? null : this.#pool.take(template);
     if (waiting !== null) {
       this.#taken.set(waiting.slot, waiting);
       return waiting.slot;

@@ -7,6 +7,7 @@ import type { MadeLayer } from "../../image/layers.ts";
 import { readUpper } from "../../image/upper.ts";
 import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { SandboxTemplate } from "../../isolation/sandbox-spec.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import type { StepMounts } from "./mounts.ts";
 import type { BuildIdentity } from "./ports.ts";
@@ -46,7 +47,26 @@ export async function runStep(
   const paths = top === null ? lowers : [...lowers, top];
   signal.throwIfAborted();
   const id = `${build.buildId}-${step.index}`;
-  const slot = sandboxes.takeSlot();
+  const template: SandboxTemplate = {
+    projectId: build.projectId,
+    layers: paths,
+    process: {
+      args: step.argv,
+      env: [...step.env, ...step.proxyEnv, ...env],
+      cwd: step.cwd,
+      user: step.user,
+      tty: false,
+      stdin: false,
+    },
+    hostname: "build",
+    limits: { ...build.limits, pids, disk },
+    readOnlyRootfs: false,
+    profile: "build",
+    capabilities: { add: [], drop: [] },
+    network: step.network === "none" ? "none" : "project",
+    mounts,
+  };
+  const slot = sandboxes.takeSlot(template);
   const logDir = `${means.scratch}/${id}`;
   const log = `${logDir}/log`;
   await mkdir(logDir, { recursive: true, mode: 0o711 });
@@ -58,28 +78,7 @@ export async function runStep(
     sandboxes.signal(id, 9);
   };
   try {
-    await sandboxes.start({
-      id,
-      slot,
-      projectId: build.projectId,
-      layers: paths,
-      process: {
-        args: step.argv,
-        env: [...step.env, ...step.proxyEnv, ...env],
-        cwd: step.cwd,
-        user: step.user,
-        tty: false,
-        stdin: false,
-      },
-      hostname: "build",
-      limits: { ...build.limits, pids, disk },
-      readOnlyRootfs: false,
-      profile: "build",
-      capabilities: { add: [], drop: [] },
-      network: step.network === "none" ? "none" : "project",
-      mounts,
-      log,
-    });
+    await sandboxes.start({ ...template, id, slot, log });
     signal.addEventListener("abort", kill);
     // Aborted while it started, or ended before anybody listened.
     if (signal.aborted) kill();
