@@ -68,13 +68,16 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedS
     () => false,
   );
   if (!made) await makeData(options, data);
-  const running = await runningEmbedded(options.dir);
-  if (running !== null) return running;
-
   const [hba, ident] = [join(options.rulesDir, "pg_hba.conf"), join(options.rulesDir, "pg_ident.conf")];
   // Hosts have passwords: those of other machines come by a process of the API's user.
   await writeFile(hba, "local all +berth_worker scram-sha-256\nlocal all all peer map=berth\n");
   await writeFile(ident, options.identities.map(([user, role]) => `berth ${user} ${role}\n`).join(""));
+  const running = await runningEmbedded(options.dir);
+  if (running !== null) {
+    // Its rules may be those of an earlier Berth.
+    process.kill(running.pid, "SIGHUP");
+    return running;
+  }
   const all = { ...settings, unix_socket_directories: options.socketDir, hba_file: hba, ident_file: ident };
   const flags = Object.entries(all).flatMap(([name, value]) => ["-c", `${name}=${value}`]);
 

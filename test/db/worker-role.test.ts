@@ -1,18 +1,11 @@
-import type postgres from "postgres";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { newId } from "../../src/core/ids.ts";
-import { openClient } from "../../src/db/client.ts";
-import { type Connection, connect } from "../../src/db/connect.ts";
-import { admitHost, hostLogin, isAdmitted } from "../../src/db/host-login.ts";
 import { forgetHost } from "../../src/db/hosts.ts";
-import { heartbeat, openHostSession } from "../../src/db/hosts-worker.ts";
 import { claimJobs, extendLeases, settleJobs, takeLost } from "../../src/db/leases.ts";
-import { migrate } from "../../src/db/migrate.ts";
 import { deleteExpired, neededLayers } from "../../src/db/upkeep.ts";
-import { registration } from "../support/host.ts";
+import { attempt, type LoggedInHost, logInHost, refused } from "../support/logged-in-host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
-const socketDir = inject("postgresSocketDir");
 const all = Symbol("every column");
 
 /** What the workers' role may do, by table: a table that is not here has not been decided on. */
@@ -91,30 +84,14 @@ const callers: Record<string, string> = {
   berth_webhook_source: "api",
 };
 
-interface Host {
-  id: string;
-  key: string;
-  connection: Connection;
-}
-
 let db: TestDatabase;
-let mine: Host;
-let other: Host;
-
-async function makeHost(name: string, more: { session?: number } = {}): Promise<Host> {
-  const host = { id: newId("host"), key: `key of ${name}` };
-  await db.owner`
-    insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last, session)
-    values (${host.id}, ${name}, '127.0.0.1', ${`unix:/${name}`}, 4, 1000, 1000, 8000, 8010, ${more.session ?? 1})`;
-  expect(await admitHost(db.owner, host)).toBe(true);
-  const url = `postgres://${encodeURIComponent(socketDir)}/${db.name}`;
-  return { ...host, connection: connect({ url }, hostLogin(host), { max: 2 }) };
-}
+let mine: LoggedInHost;
+let other: LoggedInHost;
 
 const ids = { mine: "prj_mine", other: "prj_other" };
 
 /** A row of everything in a project, whose container is on the host; its job is another's to run. */
-async function fill(projectId: string, host: Host, hostPort: number): Promise<void> {
+async function fill(projectId: string, host: LoggedInHost, hostPort: number): Promise<void> {
   const { owner } = db;
   const [p, id] = [projectId, (kind: string) => `${kind}_${projectId}`];
   await owner`insert into projects (id, name) values (${p}, ${p.replace("_", "-")})`;
@@ -142,9 +119,9 @@ async function fill(projectId: string, host: Host, hostPort: number): Promise<vo
 }
 
 beforeAll(async () => {
-  db = await createDatabase(socketDir);
-  mine = await makeHost("mine");
-  other = await makeHost("other");
+  db = await createDatabase(inject("postgresSocketDir"));
+  mine = await logInHost(db, "mine");
+  other = await logInHost(db, "other");
   await fill(ids.mine, mine, 8001);
   await fill(ids.other, other, 8002);
   await db.owner`insert into join_tokens (id, uses_left, expires_at) values ('jtk_x', 1, now() + interval '1 hour')`;
@@ -156,23 +133,6 @@ afterAll(async () => {
   }
   await db.drop();
 });
-
-/** What a statement comes to in a transaction that is undone: the rows that it gave or changed, or its error's code. */
-async function attempt(sql: postgres.Sql, statement: string): Promise<number | string> {
-  const undo = new Error("undone");
-  let rows = 0;
-  try {
-    await sql.begin(async (tx) => {
-      rows = (await tx.unsafe(statement)).count;
-      throw undo;
-    });
-  } catch (error) {
-    if (error !== undo) return (error as { code: string }).code;
-  }
-  return rows;
-}
-
-const refused = "42501";
 
 describe("the workers' role", () => {
   it("has exactly these rights, and row-level security where it has any", async () => {
@@ -335,7 +295,11 @@ describe("a host that was taken over", () => {
 describe("a host at work", () => {
   const sourceOf = (projectId: string) => `src_${projectId}`;
 
-  async function makeJob(projectId: string, kind: string, run?: { on: Host; expired?: boolean }): Promise<string> {
+  async function makeJob(
+    projectId: string,
+    kind: string,
+    run?: { on: LoggedInHost; expired?: boolean },
+  ): Promise<string> {
     const id = newId("job");
     await db.owner`
       insert into jobs (id, project_id, kind, payload, subject_id, status, host_id, epoch, lease_until)
@@ -405,78 +369,4 @@ describe("a host at work", () => {
     expect([await count("t"), await count("old")]).toEqual([2, 0]);
     expect(await neededLayers(worker, ["diff-prj_other", "unknown"])).toEqual(new Set(["diff-prj_other"]));
   });
-});
-
-describe("a forgotten host", () => {
-  it("is cut off at once and logs in no more; alive, it is forgotten only by force", async () => {
-    const gone = await makeHost("gone");
-    const { db: worker, sql } = gone.connection;
-    const opened = await openHostSession(worker, gone.id, { ...registration, name: "gone" });
-    expect(opened).toMatchObject({ id: gone.id });
-    const before = await sql<{ pid: number }[]>`select pg_backend_pid() as pid`;
-    expect(await forgetHost(db.api, gone.id)).toBe(false);
-    expect(await heartbeat(worker, { id: gone.id, session: opened?.session ?? 0 })).toBe(true);
-
-    expect(await forgetHost(db.api, gone.id, true)).toBe(true);
-    const pids = before.map(({ pid }) => pid);
-    await expect
-      .poll(async () => (await db.owner`select from pg_stat_activity where pid = any(${pids})`).length)
-      .toBe(0);
-    const again = openClient({ url: `postgres://${encodeURIComponent(socketDir)}/${db.name}` }, hostLogin(gone), 1);
-    expect(await isAdmitted(again)).toBe(false);
-    await again.end();
-    expect(await db.owner`select from pg_roles where rolname = ${`berth_${gone.id}`}`).toHaveLength(0);
-    expect(await admitHost(db.api, gone)).toBe(false);
-    await gone.connection.close();
-  });
-
-  it("may do nothing between the end of its row and that of its connection", async () => {
-    const gone = await makeHost("going");
-    const { sql } = gone.connection;
-    const look = () => attempt(sql, "select from hosts");
-    expect(await look()).toBeGreaterThan(0);
-    await db.api`select berth_forget_host(${gone.id}, true)`;
-    expect(await look()).toBe(refused);
-    await db.api`select berth_end_sessions(${gone.id})`;
-    await gone.connection.close();
-  });
-
-  it("of a host that is known no connection is ended", async () => {
-    const [before] = await mine.connection.sql<{ pid: number }[]>`select pg_backend_pid() as pid`;
-    await db.api`select berth_end_sessions(${mine.id})`;
-    expect(await db.owner`select from pg_stat_activity where pid = ${before?.pid ?? 0}`).toHaveLength(1);
-  });
-});
-
-it("also where the owner is no superuser: it makes the role's members and ends their connections", async () => {
-  const [owner, database] = [`owner_${db.name}`, `${db.name}_owned`];
-  await db.owner.unsafe(`create role ${owner} login createrole`);
-  await db.owner.unsafe(`grant berth_api, berth_worker to ${owner} with admin option`);
-  await db.owner.unsafe(`create database ${database} owner ${owner}`);
-  const url = `postgres://${owner}@${encodeURIComponent(socketDir)}/${database}`;
-  const sql = openClient({ url }, "owner", 1);
-  const host = { id: newId("host"), key: "k" };
-  const worker = connect({ url }, hostLogin(host), { max: 1 });
-  try {
-    await migrate(sql);
-    await sql`insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last)
-      values (${host.id}, 'owned', '127.0.0.1', 'unix:/x', 4, 1000, 1000, 8000, 8010)`;
-    expect(await admitHost(sql, host)).toBe(true);
-    expect(await attempt(worker.sql, "select from hosts")).toBe(1);
-    // Unlike the tests' other databases this one was migrated itself.
-    expect(await attempt(worker.sql, "create temporary table own (a int)")).toBe(refused);
-    expect(await forgetHost(sql, host.id, true)).toBe(true);
-    await expect
-      .poll(async () => (await sql`select from pg_stat_activity where usename = ${hostLogin(host).name}`).length)
-      .toBe(0);
-    const again = openClient({ url }, hostLogin(host), 1);
-    expect(await isAdmitted(again)).toBe(false);
-    await again.end();
-  } finally {
-    await worker.close();
-    await sql.end();
-    await db.owner.unsafe(`drop database ${database} with (force)`);
-    await db.owner.unsafe(`drop owned by ${owner}`);
-    await db.owner.unsafe(`drop role ${owner}`);
-  }
 });
