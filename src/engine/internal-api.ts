@@ -3,7 +3,8 @@ import { request as httpsRequest } from "node:https";
 import { type ApiAccess, transportOf } from "../core/api-access.ts";
 import { BerthError, type ErrorCode } from "../core/errors.ts";
 
-const maxAnswerBytes = 1024 * 1024;
+/** The secrets of a build, which may fill a JSON body, are JSON in JSON here. */
+const maxAnswerBytes = 4 * 1024 * 1024;
 const answerMs = 15_000;
 
 /**

@@ -1,10 +1,15 @@
+import type { AddressInfo } from "node:net";
 import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import { hostKey, joinKey, seal } from "../../src/core/keys.ts";
+import type { ClaimedJob } from "../../src/db/leases.ts";
+import { openByApi } from "../../src/engine/sealed.ts";
 import { createInternalApp, type InternalApp } from "../../src/routes/internal/app.ts";
 import { authenticateHost } from "../../src/routes/internal/host-auth.ts";
 import { addHostAdmission } from "../../src/routes/internal/hosts.ts";
+import { maxJsonBytes } from "../../src/routes/json-body.ts";
+import { closeServer, listen } from "../../src/routes/listener.ts";
 import { ask, createApi, type TestApi, type TestProject } from "../support/api.ts";
 import { registration } from "../support/host.ts";
 
@@ -157,6 +162,22 @@ describe("secrets of jobs", () => {
     }
     await api.database.owner`update jobs set status = 'succeeded' where id = ${id}`;
     expect(await open(id, bearer, { epoch: 4, sealed })).toMatchObject({ status: 404 });
+  });
+
+  test("may be as many as a build's request has room for, and cost the most when they are written as JSON", async () => {
+    const one = await joined("roomy");
+    const id = await queue(one.id);
+    const server = await listen(app, { host: "127.0.0.1", port: 0 });
+    try {
+      const url = `http://127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+      const openSealed = openByApi({ url, ca: null, credential: `${one.id}.${one.key}` });
+      const text = "\\".repeat(maxJsonBytes);
+      const job = { id, epoch: 4 } as ClaimedJob;
+      expect((await openSealed(job, seal(secretKey, `pull:${id}`, text))) === text).toBe(true);
+      await expect(openSealed(job, "a".repeat(2 * maxJsonBytes))).rejects.toMatchObject({ code: "body_too_large" });
+    } finally {
+      await closeServer(server);
+    }
   });
 
   test("a forgotten host's key opens nothing", async () => {

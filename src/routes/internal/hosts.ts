@@ -7,6 +7,7 @@ import { hostKey, joinKey, open, parseCredential, sameSecret } from "../../core/
 import { leasedKind } from "../../db/hosts.ts";
 import { joinHost } from "../../db/hosts-join.ts";
 import type { Pool } from "../../db/scope.ts";
+import { maxJsonBytes } from "../json-body.ts";
 import type { InternalApp } from "./app.ts";
 import { authenticateHost } from "./host-auth.ts";
 
@@ -28,9 +29,13 @@ const Registration = z.strictObject({
   labels: z.record(z.string().max(255), z.string().max(1_024)),
 }) satisfies z.ZodType<HostRegistration>;
 
-const Sealed = z.strictObject({ epoch: z.int().min(1), sealed: z.string().max(64 * 1024) });
+/** Characters of a secret of a job, sealed: all secrets of a build may come in one JSON body. */
+const maxSealed = Math.ceil(maxJsonBytes * 1.4);
 
-const maxBodyBytes = 256 * 1024;
+const Sealed = z.strictObject({ epoch: z.int().min(1), sealed: z.string().max(maxSealed) });
+
+/** Bytes of a body. */
+const limits = { registration: 256 * 1024, sealed: maxSealed + 1024 };
 
 /** What joining and opening need; of it only this listener's process has the secret key. */
 interface HostServices {
@@ -47,14 +52,7 @@ interface HostServices {
  *   holds its lease.
  */
 export function addHostAdmission(app: InternalApp, { sql, secretKey }: HostServices): void {
-  const limit = bodyLimit({
-    maxSize: maxBodyBytes,
-    onError: () => {
-      throw new BerthError("body_too_large", `A request has at most ${String(maxBodyBytes)} bytes.`);
-    },
-  });
-
-  app.post("/internal/hosts", limit, async (c) => {
+  app.post("/internal/hosts", limited(limits.registration), async (c) => {
     const token = parseCredential(bearer(c.req.header("authorization")));
     if (token === null || !sameSecret(token.key, joinKey(secretKey, token.id))) {
       throw new BerthError("unauthorized", "The join token is wrong.");
@@ -64,7 +62,7 @@ export function addHostAdmission(app: InternalApp, { sql, secretKey }: HostServi
     return c.json({ id, key: keyOf(id) });
   });
 
-  app.post("/internal/jobs/:id/open", limit, async (c) => {
+  app.post("/internal/jobs/:id/open", limited(limits.sealed), async (c) => {
     const hostId = await authenticateHost(sql, secretKey, bearer(c.req.header("authorization")));
     if (hostId === null) throw new BerthError("unauthorized", "The host's credential is wrong, or it was forgotten.");
     const { epoch, sealed } = parse(Sealed, await c.req.text());
@@ -72,6 +70,15 @@ export function addHostAdmission(app: InternalApp, { sql, secretKey }: HostServi
     const kind = await leasedKind(sql, hostId, id, epoch);
     if (kind === null) throw new BerthError("not_found", "The host does not hold the lease of such a job.");
     return c.json({ text: open(secretKey, jobSealPurpose({ kind, id }), sealed) });
+  });
+}
+
+function limited(maxSize: number) {
+  return bodyLimit({
+    maxSize,
+    onError: () => {
+      throw new BerthError("body_too_large", `A request has at most ${String(maxSize)} bytes.`);
+    },
   });
 }
 
