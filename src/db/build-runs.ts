@@ -11,10 +11,9 @@ import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
 import { eq, sql } from "./drizzle.ts";
 import { type ImageRecord, recordImage } from "./image-records.ts";
-import { type ClaimedJob, holdsJob } from "./leases.ts";
-import { notify } from "./notify.ts";
+import type { ClaimedJob } from "./leases.ts";
 import { builds } from "./schema.ts";
-import { topics } from "./wakeups.ts";
+import { channel, topics } from "./wakeups.ts";
 
 // What the worker that runs a build reads and writes. Every write names the job's epoch: a stale claimer changes nothing.
 
@@ -89,8 +88,7 @@ export async function reportBuild(
         l (seq, step, stream, text, at)),
     shown as (
       update builds set steps = ${JSON.stringify(steps)}::jsonb where id = ${buildId} and ${steps !== null} and exists (table lease))
-    select 1 from lease`);
-  if (rows.length > 0) await notify(db, topics.resource(buildId));
+    select pg_notify(${channel}, ${topics.resource(buildId)}) from lease`);
   return rows.length > 0;
 }
 
@@ -142,7 +140,10 @@ async function keepCached(
     on conflict (project_id, key) do update set result = excluded.result, used_at = now()`);
 }
 
-/** Records the built image under its tags and on the build. False: the lease is lost, nothing was written. */
+/**
+ * Records the built image under its tags and on the build; the commit that settles the job makes it durable. False: the
+ * lease is lost, nothing was written.
+ */
 export async function recordBuiltImage(
   db: Db,
   job: ClaimedJob,
@@ -150,10 +151,11 @@ export async function recordBuiltImage(
   image: ImageRecord,
   references: readonly ImageReference[],
 ): Promise<boolean> {
-  return db.transaction(async (tx) => {
-    if (!(await holdsJob(tx, job))) return false;
-    await recordImage(tx, job.projectId, image, references);
-    await tx.update(builds).set({ imageDigest: image.digest }).where(eq(builds.id, buildId));
-    return true;
+  return recordImage(db, job.projectId, image, references, {
+    lease: sql`select 1 from jobs where id = ${job.id} and epoch = ${job.epoch} and status = 'running' for update`,
+    also: [
+      sql`built as (update builds set image_digest = ${image.digest} where id = ${buildId} and exists (table lease))`,
+    ],
+    durable: false,
   });
 }

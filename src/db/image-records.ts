@@ -1,10 +1,9 @@
 import type { Image, ImageConfig, Layer } from "../core/image.ts";
 import { type ImageReference, repositoryName } from "../core/reference.ts";
 import type { Db, Transaction } from "./connect.ts";
-import { and, eq, or, sql } from "./drizzle.ts";
-import { notify } from "./notify.ts";
+import { and, eq, or, type SQL, sql } from "./drizzle.ts";
 import { images, tags } from "./schema.ts";
-import { topics } from "./wakeups.ts";
+import { channel, topics } from "./wakeups.ts";
 
 /** The project's image of that repository by tag or digest; null: it has none such. */
 export async function findImage(
@@ -76,32 +75,51 @@ export interface ImageRecord {
   sizeBytes: number;
 }
 
-/** Records an image and moves the references to it, with an event each, in the caller's transaction. Idempotent. */
+/** What else a record of an image depends on, and does. */
+export interface RecordingOptions {
+  /** A query that answers a row while the caller may write; by default it may. */
+  lease?: SQL;
+  /** Statements (`name as (…)`) that go with it; `lease` can be read in them. */
+  also?: readonly SQL[];
+  /** false: a later commit makes it durable, which comes before anybody counts on it. */
+  durable?: boolean;
+}
+
+/**
+ * Records an image and moves the references to it, with an event each, in one statement. Idempotent. False: the lease is
+ * lost, nothing was written.
+ */
 export async function recordImage(
-  tx: Transaction,
+  db: Db | Transaction,
   projectId: string,
   image: ImageRecord,
   references: readonly ImageReference[],
-): Promise<void> {
-  await tx
-    .insert(images)
-    .values({ projectId, ...image })
-    .onConflictDoNothing();
-  for (const reference of references) {
-    // A pull by digest alone gets a tag that no client can write, so that the image keeps its repository.
-    const tag = reference.tag ?? `@${reference.digest ?? image.digest}`;
-    const repository = repositoryName(reference);
-    await tx
-      .insert(tags)
-      .values({ projectId, repository, tag, digest: image.digest })
-      .onConflictDoUpdate({
-        target: [tags.projectId, tags.repository, tags.tag],
-        set: { digest: image.digest, updatedAt: sql`now()` },
-      });
-    // The columns that a worker may write: an event's time and place are the database's to say.
-    await tx.execute(sql`
+  { lease = sql`select 1`, also = [], durable = true }: RecordingOptions = {},
+): Promise<boolean> {
+  const { digest, mediaType, manifest, config, layers, sizeBytes } = image;
+  // A pull by digest alone gets a tag that no client can write, so that the image keeps its repository.
+  const tags = references.map((reference) => reference.tag ?? `@${reference.digest ?? digest}`);
+  const json = (value: unknown) => sql`${JSON.stringify(value)}::jsonb`;
+  const rows = await db.execute(sql`
+    with lease as (${lease}),
+    recorded as (
+      insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
+      select ${projectId}, ${digest}, ${mediaType}, ${json(manifest)}, ${json(config)}, ${json(layers)}, ${sizeBytes}::bigint from lease
+      on conflict do nothing),
+    named as (
+      select distinct repository, tag
+      from lease, unnest(${sql.param(references.map(repositoryName))}::text[], ${sql.param(tags)}::text[]) n (repository, tag)),
+    tagged as (
+      insert into tags (project_id, repository, tag, digest) select ${projectId}, repository, tag, ${digest} from named
+      on conflict (project_id, repository, tag) do update set digest = excluded.digest, updated_at = now()),
+    told as (
       insert into events (project_id, type, subject_id, data)
-      values (${projectId}, 'image.tagged', ${image.digest}, ${JSON.stringify({ reference: `${repository}:${tag}` })}::jsonb)`);
-  }
-  await notify(tx, topics.events(projectId));
+      select ${projectId}, 'image.tagged', ${digest}, jsonb_build_object('reference', repository || ':' || tag) from named)
+    ${sql.join(
+      also.map((statement) => sql`, ${statement}`),
+      sql``,
+    )}
+    select pg_notify(${channel}, ${topics.events(projectId)}),
+      case when ${!durable}::boolean then set_config('synchronous_commit', 'off', true) end from lease`);
+  return rows.length === 1;
 }

@@ -4,7 +4,7 @@ import type { Pool } from "./scope.ts";
 /** Keeps blobs that no row needs from being collected for an hour, and as long as jobs run that have begun by then. */
 export async function claimBlob(sql: Pool, digest: string): Promise<void> {
   // Waits while the blob is being removed.
-  await sql`delete from unneeded_blobs where digest = ${digest}`;
+  await sql`select berth_claim_blob(${digest})`;
 }
 
 /** The digests that some row needs. */

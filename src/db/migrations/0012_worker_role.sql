@@ -54,21 +54,26 @@ grant select, update (name, address, agent_url, boot_id, session, cpus, memory, 
 -- The API goes where this says.
 alter table hosts add constraint hosts_agent_of_joined check (join_token_id is null or agent_url like 'tls://%');
 
-create policy own_containers on containers to berth_worker
-  using (host_id = berth_host()) with check (host_id = berth_host());
+-- None is made but by a deployment: a container of a project is what makes the project's images the host's to use.
+create policy own_read on containers for select to berth_worker using (host_id = berth_host());
+create policy own_changed on containers for update to berth_worker using (host_id = berth_host());
+create policy own_removed on containers for delete to berth_worker using (host_id = berth_host());
 create policy deployed_read on containers for select to berth_worker
   using (project_id = any ((select berth_projects_at_work('{build, deploy}'))::text[]));
 create policy deployed_made on containers for insert to berth_worker
   with check (project_id = any ((select berth_projects_at_work('{deploy}'))::text[]));
 create policy deployed_changed on containers for update to berth_worker
-  using (project_id = any ((select berth_projects_at_work('{build, deploy}'))::text[]));
+  using (project_id = any ((select berth_projects_at_work('{build, deploy}'))::text[])
+    and exists (select from deployments d where d.container_id = containers.id));
 grant select, delete,
   insert (id, project_id, host_id, name, spec, labels, image_reference, image_digest, cpus, memory, pids, disk, wanted, wanted_run),
   update (name, image_digest, memory, wanted, wanted_rev, wanted_paused, signals, seen_rev, run, status, slot, ip_address, pid,
     exit_code, reason, detail, oom_killed, restart_count, restart_at, started_at, finished_at, health)
   on containers to berth_worker;
 
-create policy own_ports on ports to berth_worker using (host_id = berth_host()) with check (host_id = berth_host());
+create policy own_read on ports for select to berth_worker using (host_id = berth_host());
+create policy own_changed on ports for update to berth_worker using (host_id = berth_host());
+create policy own_removed on ports for delete to berth_worker using (host_id = berth_host());
 create policy deployed_read on ports for select to berth_worker
   using (project_id = any ((select berth_projects_at_work('{deploy}'))::text[]));
 create policy deployed_made on ports for insert to berth_worker
@@ -90,7 +95,10 @@ grant select, insert on images to berth_worker;
 
 create policy pulled on tags to berth_worker
   using (berth_serves(project_id) or project_id = any ((select berth_projects_at_work('{build, pull, push, deploy}'))::text[]))
-  with check (berth_serves(project_id) or project_id = any ((select berth_projects_at_work('{build, pull}'))::text[]));
+  -- What is pulled has a registry in its name; the project's own names are its builds'.
+  with check (project_id = any ((select berth_projects_at_work('{build}'))::text[])
+    or repository ~ '^([^/]*[.:][^/]*|localhost)/'
+      and (berth_serves(project_id) or project_id = any ((select berth_projects_at_work('{pull}'))::text[])));
 grant select, insert, update (digest, updated_at) on tags to berth_worker;
 
 create policy at_work on jobs for select to berth_worker
@@ -152,9 +160,6 @@ create policy told on events for insert to berth_worker
     or project_id = any ((select berth_projects_at_work('{build, pull, push, source, deploy}'))::text[]));
 grant select, insert (project_id, type, subject_id, data) on events to berth_worker;
 
--- Claiming a blob keeps it.
-grant select, delete on unneeded_blobs to berth_worker;
-
 -- ── What it has done for it ─────────────────────────────────────────────────────────────────────────────────
 
 -- As before, for the host that asks.
@@ -202,8 +207,8 @@ begin
     select * from claimed;
 end $$;
 
--- Running jobs whose worker is gone become the host's (db/leases.ts): those whose lease has run out, or, when `own` says so,
--- those that it had before; but for those that it holds.
+-- Running jobs whose worker is gone become the host's (db/leases.ts): those whose lease has run out or whose host was
+-- forgotten, or, when `own` says so, those that it had before; but for those that it holds.
 create function berth_take_lost(taker text, held text[], own boolean, lease float8)
   returns setof jobs language plpgsql security definer set search_path = public, pg_temp as $$
 begin
@@ -213,7 +218,8 @@ begin
   return query
     update jobs set epoch = epoch + 1, lost = lost + 1, host_id = taker, lease_until = now() + make_interval(secs => lease)
     where id in (
-      select id from jobs where status = 'running' and id <> all (held) and (lease_until < now() or (own and host_id = taker))
+      select id from jobs where status = 'running' and id <> all (held)
+        and (lease_until < now() or host_id is null or (own and host_id = taker))
       limit 100 for update skip locked)
     returning *;
 end $$;
@@ -229,6 +235,11 @@ create function berth_delete_expired() returns void
     delete from deliveries where received_at < now() - interval '7 days';
     delete from jobs where finished_at < now() - interval '7 days';
     delete from build_cache where used_at < now() - interval '14 days' $$;
+
+-- See claimBlob. What the table lists could be read by its digest.
+create function berth_claim_blob(claimed text) returns void
+  language sql security definer set search_path = public, pg_temp
+  as $$ delete from unneeded_blobs where digest = claimed $$;
 
 -- Of these diff ids, those of layers that images of any project or cached steps are made of. A digest that nobody tells
 -- opens no blob, so that they are not listed.
@@ -322,7 +333,7 @@ begin
   end loop;
 end $$;
 grant execute on function berth_project, berth_authenticate, berth_webhook_source, berth_host_state, berth_host_load,
-  berth_free_port, berth_leased_kind, berth_needed_blobs, berth_unneeded_before, berth_admit_host, berth_forget_host,
+  berth_free_port, berth_leased_kind, berth_needed_blobs, berth_unneeded_before, berth_claim_blob, berth_admit_host, berth_forget_host,
   berth_end_sessions to berth_api;
 grant execute on function berth_host, berth_serves, berth_projects_at_work, berth_host_state, berth_host_load,
-  berth_free_port, berth_claim_jobs, berth_take_lost, berth_delete_expired, berth_needed_layers to berth_worker;
+  berth_free_port, berth_claim_jobs, berth_take_lost, berth_claim_blob, berth_delete_expired, berth_needed_layers to berth_worker;

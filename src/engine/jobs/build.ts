@@ -143,11 +143,12 @@ export const build: JobHandler = async (job, services, signal) => {
       report,
       AbortSignal.any([signal, timeout.signal]),
     );
-    await report.flush();
     const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
-    if (!(await recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references))) {
-      throw new BerthError("unavailable", "The lease is lost.");
-    }
+    const [recorded] = await Promise.all([
+      recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references),
+      report.flush(),
+    ]);
+    if (!recorded) throw new BerthError("unavailable", "The lease is lost.");
     reach("build.recorded");
     return { digest: image.digest, tags: request.tags, ...(cache === null ? {} : { cacheTo: cache }) };
   } catch (error) {
