@@ -75,7 +75,7 @@ async function joinWorker(name: string): Promise<Instance> {
   const worker = await Instance.create(
     {
       BERTH_ROLE: "worker",
-      BERTH_DATABASE_URL: `postgres://berth_owner@${encodeURIComponent(join(api.config.runDir, "db"))}/berth`,
+      BERTH_DATABASE_URL: `postgres://${encodeURIComponent(join(api.config.runDir, "db"))}/berth`,
       BERTH_API_URL: `https://${network.here}:7071`,
       BERTH_INTERNAL_CA: tls.authority,
       BERTH_JOIN_TOKEN: token,
