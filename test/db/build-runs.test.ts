@@ -11,7 +11,7 @@ import {
   recordWarnings,
   reportBuild,
 } from "../../src/db/build-runs.ts";
-import type { Db } from "../../src/db/connect.ts";
+import type { Connection, Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { type ClaimedJob, claimJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
@@ -20,6 +20,7 @@ import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 let database: TestDatabase;
+let worker: Connection;
 let db: Db;
 let hostId = "";
 const projectId = newId("project");
@@ -28,14 +29,15 @@ const layer = { digest: `sha256:${"1".repeat(64)}`, diffId: `sha256:${"2".repeat
 
 beforeAll(async () => {
   database = await createDatabase(inject("postgresSocketDir"));
-  db = drizzle(database.owner, { schema });
-  hostId = (await openHost(db)).id;
+  hostId = (await openHost(drizzle(database.owner, { schema }))).id;
+  worker = await database.asHost(hostId);
+  ({ db } = worker);
   await database.owner`insert into projects (id, name) values (${projectId}, 'p')`;
 });
 afterAll(() => database.drop());
 
 async function claim(): Promise<ClaimedJob> {
-  const [job] = await claimJobs(database.owner, hostId, { kinds: { build: 1 }, suspect: true });
+  const [job] = await claimJobs(worker.sql, hostId, { kinds: { build: 1 }, suspect: true });
   if (job === undefined) throw new Error("nothing to claim");
   return job;
 }

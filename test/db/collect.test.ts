@@ -5,7 +5,6 @@ import { pino } from "pino";
 import { afterAll, beforeAll, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import type { Layer } from "../../src/core/image.ts";
-import type { Connection } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import * as schema from "../../src/db/schema.ts";
 import { collect } from "../../src/engine/upkeep/collect.ts";
@@ -52,8 +51,8 @@ test("a host's cache loses what no image needs, and later what no container of i
     await layer("fresh", 0),
   ];
   const { owner } = database;
-  const db = drizzle(owner, { schema });
-  const { id: hostId } = await openHost(db);
+  const { id: hostId } = await openHost(drizzle(owner, { schema }));
+  const connection = await database.asHost(hostId);
   const projectId = newId("project");
   const image = async (digest: string, of: Layer[]) => {
     await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
@@ -73,7 +72,7 @@ test("a host's cache loses what no image needs, and later what no container of i
     unmountLayer: (path: string) => void unmounted.push(path),
   };
   const log = pino({ level: "silent" });
-  await collect({ connection: { db } as Connection, host: { id: hostId }, blobs, layers, sandboxes, log });
+  await collect({ connection, host: { id: hostId }, blobs, layers, sandboxes, log });
 
   const kept = [used, needed, cached, fresh];
   expect((await gather(layers.list())).sort()).toEqual(kept.map(({ diffId }) => diffId).sort());

@@ -11,6 +11,7 @@ import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 let database: TestDatabase;
+let worker: postgres.Sql;
 let hostId: string;
 let projectId: string;
 let sourceId: string;
@@ -18,6 +19,7 @@ let sourceId: string;
 beforeAll(async () => {
   database = await createDatabase(inject("postgresSocketDir"));
   hostId = (await openHost(drizzle(database.owner, { schema }))).id;
+  worker = (await database.asHost(hostId)).sql;
 });
 afterAll(() => database.drop());
 
@@ -39,12 +41,11 @@ async function build(digest: string | null = "sha256:x") {
   await database.owner`
     insert into builds (id, project_id, job_id, source_id, image_digest, request)
     values (${id}, ${projectId}, ${jobId}, ${sourceId}, ${digest}, '{}')`;
-  const [job] = await claimJobs(database.owner, hostId, { kinds: { build: 1 }, suspect: true });
+  const [job] = await claimJobs(worker, hostId, { kinds: { build: 1 }, suspect: true });
   if (job === undefined) throw new Error("nothing to claim");
   return {
     id,
-    settle: (outcome: JobOutcome = { status: "succeeded", result: {} }) =>
-      settleJobs(database.owner, [{ job, outcome }]),
+    settle: (outcome: JobOutcome = { status: "succeeded", result: {} }) => settleJobs(worker, [{ job, outcome }]),
   };
 }
 
@@ -100,9 +101,9 @@ describe("a deployment's job that is settled", () => {
   const settle = async (status: string, outcome: JobOutcome) => {
     await (await build()).settle();
     await database.owner`update deployments set status = ${status} where source_id = ${sourceId} and status = 'pending'`;
-    const [job] = await claimJobs(database.owner, hostId, { kinds: { deploy: 1 }, suspect: true });
+    const [job] = await claimJobs(worker, hostId, { kinds: { deploy: 1 }, suspect: true });
     if (job === undefined) throw new Error("nothing to claim");
-    await settleJobs(database.owner, [{ job, outcome }]);
+    await settleJobs(worker, [{ job, outcome }]);
     return (await deployments()).at(-1);
   };
 

@@ -4,6 +4,7 @@ import type { Db } from "../../src/db/connect.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { eraseContainer, type Fence, readContainer, readInbox, writePorts, writeSeen } from "../../src/db/inbox.ts";
 import * as schema from "../../src/db/schema.ts";
+import type { Pool } from "../../src/db/scope.ts";
 import { Wakeups } from "../../src/db/wakeups.ts";
 import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
@@ -11,6 +12,7 @@ import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 describe("the inbox of a host", () => {
   let database: TestDatabase;
   let db: Db;
+  let worker: Pool;
   let fence: Fence;
   const projectId = newId("project");
 
@@ -19,6 +21,7 @@ describe("the inbox of a host", () => {
     db = drizzle(database.owner, { schema });
     const host = await openHost(db);
     fence = { hostId: host.id, session: host.session };
+    worker = (await database.asHost(host.id)).sql;
     await database.owner`insert into projects (id, name) values (${projectId}, 'p')`;
   });
   afterAll(() => database.drop());
@@ -37,7 +40,7 @@ describe("the inbox of a host", () => {
 
   it("holds a container until its wish was settled", async () => {
     const container = await create();
-    const found = (await readInbox(database.owner, fence.hostId)).find((each) => each.id === container.id);
+    const found = (await readInbox(worker, fence.hostId)).find((each) => each.id === container.id);
     expect(found).toMatchObject({
       wanted: "running",
       wantedRev: 1,
@@ -46,10 +49,8 @@ describe("the inbox of a host", () => {
       ports: [],
       memory: 1000000,
     });
-    expect(await writeSeen(database.owner, fence, container, { seenRev: 1, status: "running", started: true })).toBe(
-      true,
-    );
-    expect((await readInbox(database.owner, fence.hostId)).some((each) => each.id === container.id)).toBe(false);
+    expect(await writeSeen(worker, fence, container, { seenRev: 1, status: "running", started: true })).toBe(true);
+    expect((await readInbox(worker, fence.hostId)).some((each) => each.id === container.id)).toBe(false);
   });
 
   it("shows the newest wish, however many older ones are still under way", async () => {
@@ -58,7 +59,7 @@ describe("the inbox of a host", () => {
       select 'ctr_old' || n, ${projectId}, ${fence.hostId}, 'old' || n, '{}', 'slow:1', 1, 1, 1, 1, 'running', now() - interval '1 hour'
       from generate_series(1, 700) n`;
     const { id } = await create();
-    expect((await readInbox(database.owner, fence.hostId)).map((each) => each.id)).toContain(id);
+    expect((await readInbox(worker, fence.hostId)).map((each) => each.id)).toContain(id);
     await database.owner`delete from containers where image_reference = 'slow:1'`;
   });
 
@@ -68,7 +69,7 @@ describe("the inbox of a host", () => {
     const woken = new Promise<void>((resolve) => wakeups.subscribe(container.id, resolve));
     const data = { exitCode: 3 };
     await writeSeen(
-      database.owner,
+      worker,
       fence,
       container,
       { status: "exited", exitCode: 3, finished: true },
@@ -82,20 +83,18 @@ describe("the inbox of a host", () => {
   it("delivers only the signals that were read", async () => {
     const container = await create();
     await database.owner`update containers set signals = '{1,15,9}' where id = ${container.id}`;
-    await writeSeen(database.owner, fence, container, { signalsDelivered: 2 });
-    expect((await readContainer(database.owner, fence.hostId, container.id))?.signals).toEqual([9]);
+    await writeSeen(worker, fence, container, { signalsDelivered: 2 });
+    expect((await readContainer(worker, fence.hostId, container.id))?.signals).toEqual([9]);
   });
 
   it("changes no row of a newer session", async () => {
     const container = await create();
     const old = fence;
     fence = { hostId: old.hostId, session: (await openHost(db)).session };
-    expect(await writeSeen(database.owner, old, container, { status: "running" }, { type: "container.started" })).toBe(
-      false,
-    );
-    expect(await eraseContainer(database.owner, old, container)).toBe(false);
+    expect(await writeSeen(worker, old, container, { status: "running" }, { type: "container.started" })).toBe(false);
+    expect(await eraseContainer(worker, old, container)).toBe(false);
     expect(await events(container.id)).toEqual([]);
-    expect((await readContainer(database.owner, fence.hostId, container.id))?.status).toBe("created");
+    expect((await readContainer(worker, fence.hostId, container.id))?.status).toBe("created");
   });
 
   it("applies, idles and refuses ports, and lets them go with the container", async () => {
@@ -109,17 +108,17 @@ describe("the inbox of a host", () => {
         values (${id}, ${projectId}, ${container.id}, ${fence.hostId}, 80, ${port}, 'tcp')`;
     }
     const refused = [{ id: b, reason: "host_port_in_use", detail: "nginx (pid 7) has it" }];
-    await writePorts(database.owner, fence, container, { active: [a], refused });
-    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports).toEqual([
+    await writePorts(worker, fence, container, { active: [a], refused });
+    expect((await readContainer(worker, fence.hostId, container.id))?.ports).toEqual([
       { id: a, containerPort: 80, hostPort: 8001, protocol: "tcp", hostAddress: null, status: "active" },
     ]);
     expect(await events(b)).toEqual([{ type: "port.refused", data: refused[0] }]);
     const other = await create();
-    expect(await writePorts(database.owner, fence, other, { idle: [a], gone: [a] })).toEqual([container.id]);
-    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports[0]?.status).toBe("active");
-    expect(await writePorts(database.owner, fence, container, { idle: [a] })).toEqual([]);
-    expect((await readContainer(database.owner, fence.hostId, container.id))?.ports[0]?.status).toBe("pending");
-    expect(await eraseContainer(database.owner, fence, container)).toBe(true);
+    expect(await writePorts(worker, fence, other, { idle: [a], gone: [a] })).toEqual([container.id]);
+    expect((await readContainer(worker, fence.hostId, container.id))?.ports[0]?.status).toBe("active");
+    expect(await writePorts(worker, fence, container, { idle: [a] })).toEqual([]);
+    expect((await readContainer(worker, fence.hostId, container.id))?.ports[0]?.status).toBe("pending");
+    expect(await eraseContainer(worker, fence, container)).toBe(true);
     expect(await database.owner`select from ports where id = ${a}`).toHaveLength(0);
     expect(await events(container.id)).toEqual([{ type: "container.removed", data: {} }]);
   });

@@ -39,7 +39,7 @@ test("a port that has moved stays led to its new container, though the old one's
   const led: string[] = [];
   const services = {
     config: { failpoint: null },
-    connection: { sql: database.owner },
+    connection: await database.asHost(host.id),
     host,
     log: pino({ level: "silent" }),
     sandboxes: {

@@ -4,6 +4,7 @@ import postgres from "postgres";
 import { afterAll, afterEach, beforeAll, expect, inject, test } from "vitest";
 import { BerthError } from "../../src/core/errors.ts";
 import { newId } from "../../src/core/ids.ts";
+import type { Connection } from "../../src/db/connect.ts";
 import { cancelJob } from "../../src/db/jobs.ts";
 import type { ClaimedJob } from "../../src/db/leases.ts";
 import { wake } from "../../src/db/scope.ts";
@@ -13,6 +14,7 @@ import type { Services } from "../../src/engine/services.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
 let database: TestDatabase;
+let worker: Connection;
 let wakeups: Wakeups;
 const hostId = newId("host");
 const projectId = newId("project");
@@ -27,6 +29,7 @@ beforeAll(async () => {
     insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last)
     values (${hostId}, 'h', '', '', 1, 1, 1, 1, 2)`;
   await owner`insert into projects (id, name, max_running_builds) values (${projectId}, 'p', 10)`;
+  worker = await database.asHost(hostId);
 });
 afterEach(async () => {
   for (const runner of runners.splice(0)) await runner.stop();
@@ -41,7 +44,7 @@ afterAll(async () => {
 function run(build: JobHandler): JobRunner {
   const services = {
     config: { failpoint: null },
-    connection: { sql: database.owner },
+    connection: worker,
     wakeups,
     host: { id: hostId, session: 1 },
     log: pino({ level: "silent" }),

@@ -5,7 +5,7 @@ import { recordDelivery } from "../../src/db/deliveries.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { type ClaimedJob, claimJobs, settleJobs, takeLost } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
-import { transact } from "../../src/db/scope.ts";
+import { type Pool, transact } from "../../src/db/scope.ts";
 import { recordRead } from "../../src/db/source-reads.ts";
 import { deleteSource, insertSource, lockSource, updateSource } from "../../src/db/sources.ts";
 import { openHost } from "../support/host.ts";
@@ -20,12 +20,14 @@ const build = {
 };
 
 let db: TestDatabase;
+let worker: Pool;
 let hostId: string;
 let id: string;
 
 beforeAll(async () => {
   db = await createDatabase(inject("postgresSocketDir"));
   hostId = (await openHost(drizzle(db.owner, { schema }))).id;
+  worker = (await db.asHost(hostId)).sql;
   await db.owner`insert into projects (id, name) values (${projectId}, 'p')`;
 });
 afterAll(() => db.drop());
@@ -48,16 +50,16 @@ const deliver = (key: string) =>
   transact(db.api, asApi, (tx) =>
     recordDelivery(tx, { id, projectId, secretKey }, { key, event: "push", about: { ref } }),
   );
-const claim = () => claimJobs(db.owner, hostId, { kinds: { source: 2, build: 2 }, suspect: true });
+const claim = () => claimJobs(worker, hostId, { kinds: { source: 2, build: 2 }, suspect: true });
 const claimOne = async (): Promise<ClaimedJob> => {
   const [job] = await claim();
   if (job === undefined) throw new Error("nothing to claim");
   return job;
 };
 const settle = (job: ClaimedJob, outcome: JobOutcome = { status: "succeeded", result: {} }) =>
-  settleJobs(db.owner, [{ job, outcome }]);
+  settleJobs(worker, [{ job, outcome }]);
 const read = (job: ClaimedJob, commit: string, url = "https://git.example/x.git") =>
-  recordRead(db.owner, job, { url, commit, branch: "main", known: "known" });
+  recordRead(worker, job, { url, commit, branch: "main", known: "known" });
 const builds = () => db.owner<{ commit: string }[]>`
   select request->'source'->>'commit' as commit from builds where source_id = ${id} order by created_at`;
 const statuses = async () => {
@@ -90,7 +92,7 @@ describe("a ref that was read", () => {
     const job = await claimOne();
     await read(job, "c1");
     await db.owner`update jobs set lease_until = now() - interval '1 s' where id = ${job.id}`;
-    const [lost] = await takeLost(db.owner, hostId, { held: [], own: false });
+    const [lost] = await takeLost(worker, hostId, { held: [], own: false });
     if (lost === undefined) throw new Error("the job was not lost");
     await settle(lost, { status: "retry", error: { code: "unavailable", message: "gone" }, afterMs: 0 });
     const again = (await claim()).find(({ kind }) => kind === "source");

@@ -1,6 +1,5 @@
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { newId } from "../../src/core/ids.ts";
-import { forgetHost } from "../../src/db/hosts.ts";
 import { claimJobs, extendLeases, settleJobs, takeLost } from "../../src/db/leases.ts";
 import { deleteExpired, neededLayers } from "../../src/db/upkeep.ts";
 import { attempt, type LoggedInHost, logInHost, refused } from "../support/logged-in-host.ts";
@@ -127,13 +126,7 @@ beforeAll(async () => {
   await fill(ids.other, other, 8002);
   await db.owner`insert into join_tokens (id, uses_left, expires_at) values ('jtk_x', 1, now() + interval '1 hour')`;
 });
-afterAll(async () => {
-  for (const host of [mine, other]) {
-    await host.connection.close();
-    await forgetHost(db.owner, host.id, true);
-  }
-  await db.drop();
-});
+afterAll(() => db.drop());
 
 describe("the workers' role", () => {
   it("has exactly these rights, and row-level security where it has any", async () => {

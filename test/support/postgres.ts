@@ -7,6 +7,8 @@ import { dirname, join } from "node:path";
 import postgres from "postgres";
 import type { TestProject } from "vitest/node";
 import { driverOptions } from "../../src/db/client.ts";
+import { type Connection, connect } from "../../src/db/connect.ts";
+import { admitHost, hostLogin } from "../../src/db/host-login.ts";
 import { migrate } from "../../src/db/migrate.ts";
 
 /** The Postgres server of one vitest run: a Unix socket in a private directory, nothing on the network. */
@@ -137,6 +139,10 @@ export interface TestDatabase {
   socketDir: string;
   owner: postgres.Sql;
   api: postgres.Sql;
+  /** Where it is; who logs in is for the driver's options to say. */
+  url: string;
+  /** What a worker of that host has: connections by its own login, which end with the database. */
+  asHost(id: string): Promise<Connection>;
   drop(): Promise<void>;
 }
 
@@ -149,14 +155,27 @@ export async function createDatabase(socketDir: string): Promise<TestDatabase> {
   await admin.unsafe(`create database ${name} template ${template}`);
   const owner = postgres({ ...quiet, username: "postgres", database: name, max: 4 });
   const api = postgres({ ...quiet, username: "berth_api", database: name, max: 8 });
+  const url = `postgres://${encodeURIComponent(socketDir)}/${name}`;
+  const hosts = new Map<string, Connection>();
   return {
     name,
     socketDir,
     owner,
     api,
+    url,
+    async asHost(id) {
+      const host = { id, key: `the key of ${id}` };
+      if (!(await admitHost(owner, host))) throw new Error(`there is no host ${id}`);
+      const login = hostLogin(host);
+      const connection = connect({ url }, login, { max: 4 });
+      hosts.set(login.name, connection);
+      return connection;
+    },
     async drop() {
-      await Promise.all([owner.end({ timeout: 5 }), api.end({ timeout: 5 })]);
+      const connections = [...hosts.values()].map((connection) => connection.close());
+      await Promise.all([...connections, owner.end({ timeout: 5 }), api.end({ timeout: 5 })]);
       await admin.unsafe(`drop database ${name} with (force)`);
+      for (const login of hosts.keys()) await admin.unsafe(`drop role if exists ${login}`);
       await admin.end();
     },
   };
