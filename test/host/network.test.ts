@@ -77,6 +77,23 @@ describe("what containers reach", () => {
     }
   });
 
+  test("the outside over a link of smaller packets than theirs, without its help", async () => {
+    const net = await network();
+    await net.container(0, "prj_a");
+    await net.serve("outside", "outside", "80");
+    await net.host.run("ip", "link", "set", "uplink", "mtu", "1400");
+    await net.outside.run("nft", "add table inet seen; add chain inet seen c { type filter hook input priority 300; }");
+    const asked = ["1340", "1360", "!= { 1340, 1360 }"];
+    for (const size of asked) {
+      await net.outside.run("nft", `add rule inet seen c tcp flags syn tcp option maxseg size ${size} counter`);
+    }
+    for (const address of [outside.public4, outside.public6]) {
+      expect((await net.inside(0, ...get(address, 80))).out).toBe("outside");
+    }
+    const { out } = await net.outside.run("nft", "list", "table", "inet", "seen");
+    expect([...out.matchAll(/packets (\d+)/g)].map(([, packets]) => packets)).toEqual(["1", "1", "0"]);
+  });
+
   control("closed", "not private, shared, link-local and metadata addresses", async (net) => {
     await net.container(0, "prj_a");
     await net.serve("outside", "outside", "80");

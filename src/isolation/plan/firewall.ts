@@ -138,6 +138,7 @@ chain forward {
   type filter hook forward priority filter; policy accept;
   ${unless("flood", `iifname ${own} ct state new add @opened { iifname ct count over ${maxOpened} } drop`)}
   iifname ${own} oifname ${own} goto between
+  iifname ${own} tcp flags syn tcp option maxseg size set rt mtu
   iifname ${own} goto outward
   oifname ${own} goto inward
 }
