@@ -9,7 +9,7 @@ import type { Pool } from "./db/scope.ts";
 import { claimBlob } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
-import { connectHost } from "./engine/host-database.ts";
+import { connectHost, isForgotten } from "./engine/host-database.ts";
 import { type Admission, type HostIdentity, openHost } from "./engine/host-identity.ts";
 import { agentListen, hostRegistration } from "./engine/host-registration.ts";
 import { build, clearBuildScratch } from "./engine/jobs/build.ts";
@@ -115,16 +115,19 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
     throw new ConfigError(`BERTH_AGENT_LISTEN: can't be used (${why})`);
   });
 
-  const { promise: lost, resolve: lose } = Promise.withResolvers<string>();
+  const { promise: lost, resolve } = Promise.withResolvers<string>();
+  const lose = () => resolve("another worker of this host has taken over, or the host was forgotten");
   const timers = [
     setInterval(readInbox, everyMs.inbox),
     setInterval(() => {
       heartbeat(connection.db, host).then(
         (held) => {
-          if (!held) lose("another worker of this host has taken over, or the host was forgotten");
+          if (!held) lose();
         },
-        (error: unknown) => {
+        async (error: unknown) => {
           log.warn({ err: error }, "the heartbeat failed");
+          // A host that was forgotten is not let in to read that its row is gone.
+          if (await isForgotten(admission, opened.host, error).catch(() => false)) lose();
         },
       );
     }, everyMs.heartbeat),

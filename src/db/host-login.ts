@@ -35,7 +35,14 @@ export async function isAdmitted(sql: Sql): Promise<boolean> {
     await sql`select`;
     return true;
   } catch (error) {
-    if (error instanceof postgres.PostgresError && refusals.includes(error.code)) return false;
+    if (isRefusal(error)) return false;
     throw error;
   }
+}
+
+/** Whether a query failed because its connection was not let in. */
+export function isRefusal(error: unknown): boolean {
+  // drizzle wraps what the driver threw.
+  if (error instanceof Error && "query" in error && error.cause !== undefined) return isRefusal(error.cause);
+  return error instanceof postgres.PostgresError && refusals.includes(error.code);
 }

@@ -3,7 +3,7 @@ import { BerthError } from "../core/errors.ts";
 import { formatCredential } from "../core/keys.ts";
 import type { DatabaseAddress } from "../db/client.ts";
 import { type Connection, connect } from "../db/connect.ts";
-import { admitHost, hostLogin, isAdmitted } from "../db/host-login.ts";
+import { admitHost, hostLogin, isAdmitted, isRefusal } from "../db/host-login.ts";
 import { databaseWay, serveDatabase } from "./database-tunnel.ts";
 import type { Admission, HostIdentity } from "./host-identity.ts";
 
@@ -39,6 +39,12 @@ export async function connectHost(
     return (await databaseWay(api)) === "unknown" ? null : orRefused(null);
   }
   return connectThrough(api, socketDir, identity);
+}
+
+/** Whether that a query failed means that the host was forgotten while it was connected. @throws BerthError `unavailable` */
+export async function isForgotten(admission: Admission, identity: HostIdentity, failure: unknown): Promise<boolean> {
+  if ("secretKey" in admission) return isRefusal(failure);
+  return (await databaseWay({ ...admission.api, credential: formatCredential(identity) })) === "unknown";
 }
 
 /** null: the database does not let it in. */

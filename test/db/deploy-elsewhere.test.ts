@@ -91,7 +91,10 @@ test("it makes the container there, leads the ports of the one before to it, and
   const unsubscribe = wakeups.subscribe(topics.host(home.id), () => {
     served = served.then(serve).catch((error: unknown) => void failures.push(error));
   });
-  const ports = () => database.owner`select container_id as "containerId", host_port as "hostPort", status from ports`;
+  const ports = () =>
+    database.owner<
+      { containerId: string; hostPort: number; status: string }[]
+    >`select container_id as "containerId", host_port as "hostPort", status from ports`;
   const first = (await deployed("sha256:1")) as { containerId: string };
   expect(first).toMatchObject({ status: "succeeded" });
   const [port] = await ports();

@@ -333,3 +333,20 @@ test("a lost host is forgotten with its containers; when it returns it ends them
   const anew = await ask<Container>("POST", "/containers", { image: "web:1", placement: { host: "second" } });
   expect(anew).toMatchObject({ status: "running" });
 });
+
+test("a host that is alive is forgotten by force: it is cut off, and its worker ends what it runs", async () => {
+  const [, two] = await hosts();
+  const web = await ask<Container>("POST", "/containers", {
+    image: "web:1",
+    name: "last",
+    ports: [{ containerPort: 8080 }],
+    placement: { host: "second" },
+  });
+  expect(await page(web)).toBe("from the second host");
+  expect(await ask("DELETE", `/hosts/${two?.id ?? ""}`)).toMatchObject({ code: "invalid_state" });
+  expect(await ask("DELETE", `/hosts/${two?.id ?? ""}?force=true`)).toEqual({});
+  await run.until(/the host was forgotten/);
+  await run.until(/The join token has expired, was used up or was revoked/);
+  await expect(page(web)).rejects.toThrow();
+  expect(await hosts()).toMatchObject([{ name: "first" }]);
+});
