@@ -11,7 +11,7 @@ import { topics, Wakeups } from "./db/wakeups.ts";
 import { Converger } from "./engine/converge.ts";
 import { connectHost, isForgotten } from "./engine/host-database.ts";
 import { type Admission, type HostIdentity, openHost } from "./engine/host-identity.ts";
-import { agentListen, hostRegistration } from "./engine/host-registration.ts";
+import { agentListen, freeDisk, hostRegistration } from "./engine/host-registration.ts";
 import { build, clearBuildScratch } from "./engine/jobs/build.ts";
 import { deploy } from "./engine/jobs/deploy.ts";
 import { pull } from "./engine/jobs/pull.ts";
@@ -120,7 +120,8 @@ async function startWorker(config: Config, log: Log, database: Promise<void>): P
   const timers = [
     setInterval(readInbox, everyMs.inbox),
     setInterval(() => {
-      heartbeat(connection.db, host).then(
+      const beat = freeDisk(config.dataDir).then((free) => heartbeat(connection.db, host, free));
+      beat.then(
         (held) => {
           if (!held) lose();
         },

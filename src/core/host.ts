@@ -15,12 +15,20 @@ export interface HostRegistration {
   cpus: number;
   memory: number;
   disk: number;
+  /** What of its disk is free now, and what of that it keeps. */
+  diskFree: number;
+  diskReserve: number;
   portFirst: number;
   portLast: number;
   /** Ports that the host itself uses. */
   reservedPorts: number[];
   /** What containers can ask of the host that they are placed on. */
   labels: Record<string, string>;
+}
+
+/** What a host keeps free of a disk of so many bytes: a twentieth, and 10 GiB at most. */
+export function diskReserve(total: number): number {
+  return Math.min(Math.floor(total / 20), 10 * 2 ** 30);
 }
 
 /** Two hosts with one name: which of them is meant is for the operator to say. */

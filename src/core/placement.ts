@@ -14,6 +14,9 @@ export interface HostRoom {
   memory: number;
   disk: number;
   used: { cpus: number; memory: number; disk: number; containers: number };
+  /** What of its disk is free, by what its worker told last (null: nothing yet), and what of that it keeps. */
+  diskFree: number | null;
+  diskReserve: number;
 }
 
 /** Which hosts a container may be placed on; what is not said allows all. */
@@ -26,7 +29,7 @@ export interface Placement {
 
 /**
  * How many times a host's own amount may be promised. CPU limits are ceilings that are shared well; disks are sparse
- * files; memory is what hurts neighbours, so it is promised with more care.
+ * files, and nothing is placed where they have left too little free; memory is what hurts neighbours, so it is promised with more care.
  */
 export const overcommit = { cpus: 50, memory: 2, disk: 10 } as const;
 
@@ -56,6 +59,9 @@ function refusal(host: HostRoom, want: Resources, placement: Placement): string 
   if (want.memory > host.memory) return `has ${bytes(host.memory)} of memory, and ${bytes(want.memory)} is asked`;
   if (want.memory > left.memory) return `has ${bytes(left.memory)} of memory left, and ${bytes(want.memory)} is asked`;
   if (want.disk > left.disk) return `has ${bytes(left.disk)} of disk left, and ${bytes(want.disk)} is asked`;
+  if (host.diskFree !== null && host.diskFree < host.diskReserve) {
+    return `has ${bytes(host.diskFree)} of its disk free, and keeps ${bytes(host.diskReserve)}`;
+  }
   return null;
 }
 

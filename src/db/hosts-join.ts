@@ -77,10 +77,10 @@ export async function joinHost(
       await tx`update join_tokens set uses_left = uses_left - 1 where id = ${tokenId}`;
       const id = newId("host");
       await tx`
-        insert into hosts (id, name, address, agent_url, boot_id, cpus, memory, disk, port_first, port_last,
-          reserved_ports, labels, join_token_id)
+        insert into hosts (id, name, address, agent_url, boot_id, cpus, memory, disk, disk_free, disk_reserve,
+          port_first, port_last, reserved_ports, labels, join_token_id)
         values (${id}, ${host.name}, ${host.address}, ${host.agentUrl}, ${host.bootId}, ${host.cpus}, ${host.memory},
-          ${host.disk}, ${host.portFirst}, ${host.portLast}, ${host.reservedPorts},
+          ${host.disk}, ${host.diskFree}, ${host.diskReserve}, ${host.portFirst}, ${host.portLast}, ${host.reservedPorts},
           ${JSON.stringify(host.labels)}::text::jsonb, ${tokenId})`;
       await admitHost(tx, { id, key: keyOf(id) });
       return id;

@@ -54,11 +54,11 @@ export async function holdsHost(tx: Transaction, host: { id: string; session: nu
   return rows.length === 1;
 }
 
-/** Says that the host is alive. False: a newer session has taken over or the host was forgotten; this worker must stop. */
-export async function heartbeat(db: Db, host: { id: string; session: number }): Promise<boolean> {
+/** Says that the host is alive, and how many bytes of its disk are free. False: a newer session has taken over or the host was forgotten; this worker must stop. */
+export async function heartbeat(db: Db, host: { id: string; session: number }, diskFree: number): Promise<boolean> {
   const rows = await db
     .update(hosts)
-    .set({ heartbeatAt: sql`now()` })
+    .set({ heartbeatAt: sql`now()`, diskFree })
     .where(and(eq(hosts.id, host.id), eq(hosts.session, host.session)))
     .returning({ id: hosts.id });
   return rows.length === 1;

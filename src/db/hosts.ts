@@ -18,6 +18,8 @@ interface Raw {
   cpus: number;
   memory: string;
   disk: string;
+  disk_free: string | null;
+  disk_reserve: string;
   used_cpus: number;
   used_memory: string;
   used_disk: string;
@@ -38,6 +40,8 @@ const hostRow = (raw: Raw): HostRow => ({
   cpus: raw.cpus,
   memory: Number(raw.memory),
   disk: Number(raw.disk),
+  diskFree: raw.disk_free === null ? null : Number(raw.disk_free),
+  diskReserve: Number(raw.disk_reserve),
   used: {
     cpus: raw.used_cpus,
     memory: Number(raw.used_memory),
@@ -56,8 +60,8 @@ const hostRow = (raw: Raw): HostRow => ({
 /** All hosts, or the one with this id, with what their containers hold together. */
 export async function listHosts(sql: Sql, only?: string): Promise<HostRow[]> {
   const rows = await sql<Raw[]>`
-    select h.id, h.name, berth_host_state(h) as state, h.cpus, h.memory, h.disk, l.cpus as used_cpus,
-      l.memory as used_memory, l.disk as used_disk, l.containers as used_containers, h.address, h.labels, h.port_first,
+    select h.id, h.name, berth_host_state(h) as state, h.cpus, h.memory, h.disk, h.disk_free, h.disk_reserve,
+      l.cpus as used_cpus, l.memory as used_memory, l.disk as used_disk, l.containers as used_containers, h.address, h.labels, h.port_first,
       h.port_last, h.reserved_ports, h.heartbeat_at, h.created_at
     from hosts h cross join lateral berth_host_load(h.id) l
     ${only === undefined ? sql`` : sql`where h.id = ${only}`} order by h.created_at, h.id`;

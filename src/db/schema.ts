@@ -62,6 +62,8 @@ export const hosts = pg.pgTable("hosts", {
   createdAt: createdAt(),
   labels: pg.jsonb("labels").$type<Record<string, string>>().notNull().default({}),
   joinTokenId: pg.text("join_token_id"),
+  diskFree: size("disk_free"),
+  diskReserve: size("disk_reserve").notNull().default(0),
 });
 
 export const joinTokens = pg.pgTable("join_tokens", {

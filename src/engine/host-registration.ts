@@ -1,6 +1,6 @@
 import { readFile, statfs } from "node:fs/promises";
 import type { Address, Config } from "../config.ts";
-import type { HostRegistration } from "../core/host.ts";
+import { diskReserve, type HostRegistration } from "../core/host.ts";
 
 /** Where a worker's agent listens. */
 export type AgentListen = { socket: string } | Address;
@@ -16,7 +16,7 @@ export function agentListen(config: Config, joined: boolean): AgentListen {
 
 /** What this machine is as a host. */
 export async function hostRegistration(config: Config, agent: AgentListen): Promise<HostRegistration> {
-  const { bsize, bavail } = await statfs(config.dataDir);
+  const { bsize, blocks, bavail } = await statfs(config.dataDir);
   return {
     name: config.hostName,
     address: config.hostAddress,
@@ -25,11 +25,19 @@ export async function hostRegistration(config: Config, agent: AgentListen): Prom
     cpus: config.host.cpus,
     memory: config.host.memory,
     disk: bsize * bavail,
+    diskFree: bsize * bavail,
+    diskReserve: diskReserve(bsize * blocks),
     portFirst: config.portRange.first,
     portLast: config.portRange.last,
     reservedPorts: "socket" in agent ? [config.listen.port] : [config.listen.port, agent.port],
     labels: { ...config.hostLabels },
   };
+}
+
+/** How many bytes are free where the host keeps its data. */
+export async function freeDisk(dataDir: string): Promise<number> {
+  const { bsize, bavail } = await statfs(dataDir);
+  return bsize * bavail;
 }
 
 /** An agent that listens on all addresses is reached where the host's ports are. */

@@ -22,6 +22,10 @@ const Host = z
     address: z.string().openapi({ description: "Where clients reach published ports.", example: "203.0.113.5" }),
     ...Room,
     used: z.object({ ...Room, containers: z.int() }).openapi({ description: "What all its containers were promised." }),
+    diskFree: z.int().nullable().openapi({
+      description: "Bytes of its disk that are free, by what its worker told last; null: it has not yet.",
+    }),
+    diskReserve: z.int().openapi({ description: "With fewer bytes free, nothing more is placed there." }),
     portRange: z.object({ first: z.int(), last: z.int() }),
     heartbeatAt: z.iso.datetime(),
     createdAt: z.iso.datetime(),
@@ -90,8 +94,24 @@ const forget = operation({
 
 function hostView(row: HostRow): z.infer<typeof Host> {
   const { id, name, state, labels, address, cpus, memory, disk, used, heartbeatAt, createdAt } = row;
+  const { diskFree, diskReserve } = row;
   const portRange = { first: row.portFirst, last: row.portLast };
-  return { id, name, state, labels, address, cpus, memory, disk, used, portRange, heartbeatAt, createdAt };
+  return {
+    id,
+    name,
+    state,
+    labels,
+    address,
+    cpus,
+    memory,
+    disk,
+    used,
+    diskFree,
+    diskReserve,
+    portRange,
+    heartbeatAt,
+    createdAt,
+  };
 }
 
 export function addHosts(app: App, services: Services): void {

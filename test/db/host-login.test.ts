@@ -7,6 +7,7 @@ import { connect } from "../../src/db/connect.ts";
 import { admitHost, hostLogin, isAdmitted } from "../../src/db/host-login.ts";
 import { forgetHost } from "../../src/db/hosts.ts";
 import { heartbeat, openHostSession } from "../../src/db/hosts-worker.ts";
+import { claimJobs, takeLost } from "../../src/db/leases.ts";
 import { migrate, migrationFiles } from "../../src/db/migrate.ts";
 import { prepareDatabase } from "../../src/db/prepare.ts";
 import { registration } from "../support/host.ts";
@@ -29,7 +30,7 @@ describe("a host that is forgotten", () => {
     expect(opened).toMatchObject({ id: gone.id });
     const before = await sql<{ pid: number }[]>`select pg_backend_pid() as pid`;
     expect(await forgetHost(db.api, gone.id)).toBe(false);
-    expect(await heartbeat(worker, { id: gone.id, session: opened?.session ?? 0 })).toBe(true);
+    expect(await heartbeat(worker, { id: gone.id, session: opened?.session ?? 0 }, 1)).toBe(true);
 
     expect(await forgetHost(db.api, gone.id, true)).toBe(true);
     const pids = before.map(({ pid }) => pid);
@@ -54,6 +55,20 @@ describe("a host that is forgotten", () => {
     expect(await look()).toBe(refused);
     await db.api`select berth_end_sessions(${gone.id})`;
     await gone.connection.close();
+  });
+
+  it("gives up its jobs at once, however long it has leased them", async () => {
+    const [gone, next] = [await logInHost(db, "holding"), await logInHost(db, "next")];
+    const [projectId, id] = [newId("project"), newId("job")];
+    await db.owner`insert into projects (id, name) values (${projectId}, 'holding')`;
+    await db.owner`insert into jobs (id, project_id, kind, payload) values (${id}, ${projectId}, 'pull', '{}')`;
+    const [job] = await claimJobs(gone.connection.sql, gone.id, { kinds: { pull: 1 }, suspect: true });
+    expect(job).toMatchObject({ id });
+    await gone.connection.sql`update jobs set lease_until = 'infinity'`;
+    const taken = () => takeLost(next.connection.sql, next.id, { held: [], own: true });
+    expect(await taken()).toEqual([]);
+    await forgetHost(db.api, gone.id, true);
+    expect(await taken()).toMatchObject([{ id, epoch: 2, lost: 1 }]);
   });
 
   it("of a host that is known no connection is ended", async () => {

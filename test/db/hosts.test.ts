@@ -99,7 +99,7 @@ describe("hosts", () => {
     expect(await stateOf(host.id)).toBe("draining");
     await silent(host.id);
     expect(await stateOf(host.id)).toBe("lost");
-    expect(await heartbeat(db, host)).toBe(true);
+    expect(await heartbeat(db, host, 1)).toBe(true);
     expect(await stateOf(host.id)).toBe("draining");
   });
 
@@ -126,7 +126,7 @@ describe("hosts", () => {
     await silent(host.id);
     expect(await forgetHost(database.api, host.id)).toBe(true);
     expect(await stateOf(host.id)).toBeUndefined();
-    expect(await heartbeat(db, host)).toBe(false);
+    expect(await heartbeat(db, host, 1)).toBe(false);
     expect(await database.owner`select from containers where id = ${container}`).toHaveLength(0);
     expect(await database.owner`select from ports where host_id = ${host.id}`).toHaveLength(0);
     expect(await database.owner`select host_id from jobs where id = ${job}`).toEqual([{ host_id: null }]);

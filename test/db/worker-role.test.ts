@@ -35,7 +35,7 @@ const rights: Record<string, Partial<Record<"SELECT" | "INSERT" | "UPDATE" | "DE
   hosts: {
     SELECT: all,
     UPDATE:
-      "name address agent_url boot_id session cpus memory disk port_first port_last reserved_ports labels heartbeat_at",
+      "name address agent_url boot_id session cpus memory disk port_first port_last reserved_ports labels heartbeat_at disk_free disk_reserve",
   },
   idempotency_keys: {},
   images: { SELECT: all, INSERT: all },

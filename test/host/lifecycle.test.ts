@@ -1,7 +1,9 @@
 import { readFileSync } from "node:fs";
+import { statfs } from "node:fs/promises";
 import { createServer, type Server } from "node:net";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import type { Problem } from "../support/api.ts";
+import { diskReserve } from "../../src/core/host.ts";
+import { ask, type Problem } from "../support/api.ts";
 import { DrivenHost } from "../support/driven-host.ts";
 import { entry, layerBlob, pushImage } from "../support/image.ts";
 import { leftovers } from "../support/leftovers.ts";
@@ -287,4 +289,14 @@ test("an image is pulled from a registry by a job that counts, and only once", a
   await ended(id);
   expect(await logs(id)).toBe("pulled\n");
   await remove(id);
+});
+
+test("its host tells how much of its disk is free, and what of that it keeps", async () => {
+  const { bsize, blocks } = await statfs(host.config.dataDir);
+  const { app, operator } = host.api;
+  const { body } = await ask<{ items: { diskFree: number; diskReserve: number }[] }>(app, operator, "GET", "/v1/hosts");
+  const [shown] = body.items;
+  expect(shown?.diskFree).toBeGreaterThan(0);
+  expect(shown?.diskFree).toBeLessThan(bsize * blocks);
+  expect(shown?.diskReserve).toBe(diskReserve(bsize * blocks));
 });

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, inject, test } from "vitest";
+import { heartbeat } from "../../src/db/hosts-worker.ts";
 import { ask, createApi, type Problem, type TestApi, type TestProject } from "../support/api.ts";
 
 const gib = 2 ** 30;
@@ -49,6 +50,28 @@ describe("placement", () => {
     }
     const ports = placed.map(({ body }) => `${body.hostId} ${String(body.ports[0]?.hostPort)}`);
     expect(new Set(ports).size).toBe(16);
+  });
+
+  test("a host whose disk has less free than it keeps gets nothing more, until its worker tells that it has", async () => {
+    const id = await api.host({ name: "filling" });
+    await api.database.owner`update hosts set disk_reserve = ${10 * gib} where id = ${id}`;
+    const worker = await api.database.asHost(id);
+    const view = async () => {
+      const headers = { "berth-project": projects[0]?.id ?? "" };
+      return (await ask<object>(api.app, api.operator, "GET", `/v1/hosts/${id}`, undefined, headers)).body;
+    };
+    expect(await view()).toMatchObject({ diskFree: null, diskReserve: 10 * gib });
+    expect(await heartbeat(worker.db, { id, session: 1 }, 9 * gib)).toBe(true);
+    expect(await view()).toMatchObject({ diskFree: 9 * gib });
+    expect(await create(projects[0], {})).toMatchObject({
+      status: 409,
+      body: {
+        code: "no_capacity",
+        detail: "No host has room: filling has 9.0 GiB of its disk free, and keeps 10.0 GiB.",
+      },
+    });
+    await heartbeat(worker.db, { id, session: 1 }, 11 * gib);
+    expect((await create(projects[0], {})).body).toMatchObject({ hostId: id });
   });
 
   test("of one port that many ask for, each host gives one", async () => {

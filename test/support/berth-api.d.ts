@@ -2899,6 +2899,10 @@ export interface components {
                 disk: number;
                 containers: number;
             };
+            /** @description Bytes of its disk that are free, by what its worker told last; null: it has not yet. */
+            diskFree: number | null;
+            /** @description With fewer bytes free, nothing more is placed there. */
+            diskReserve: number;
             portRange: {
                 first: number;
                 last: number;

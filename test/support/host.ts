@@ -10,6 +10,8 @@ export const registration: HostRegistration = {
   cpus: 2,
   memory: 1e9,
   disk: 1e9,
+  diskFree: 1e9,
+  diskReserve: 1e7,
   portFirst: 8000,
   portLast: 8010,
   reservedPorts: [],

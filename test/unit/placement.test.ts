@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Resources } from "../../src/core/container.ts";
 import { BerthError } from "../../src/core/errors.ts";
+import { diskReserve } from "../../src/core/host.ts";
 import { type HostRoom, isOverfull, overcommit, place } from "../../src/core/placement.ts";
 import { checkQuota } from "../../src/core/quota.ts";
 
@@ -16,6 +17,8 @@ const host = (id: string, more: Partial<HostRoom> = {}): HostRoom => ({
   memory: 8 * gib,
   disk: 100 * gib,
   used: { cpus: 0, memory: 0, disk: 0, containers: 0 },
+  diskFree: null,
+  diskReserve: 10 * gib,
   ...more,
 });
 
@@ -35,9 +38,16 @@ describe("placement", () => {
       { used: { cpus: 0, memory: 8 * gib * overcommit.memory - gib / 2, disk: 0, containers: 9 } },
     ],
     ["has 0 MiB of disk left", { used: { cpus: 0, memory: 0, disk: 100 * gib * overcommit.disk, containers: 9 } }],
+    ["has 9.0 GiB of its disk free, and keeps 10.0 GiB", { diskFree: 9 * gib }],
     ["has all its 2048 places taken", { used: { cpus: 0, memory: 0, disk: 0, containers: 2_048 } }],
   ] as [string, Partial<HostRoom>, Partial<Resources>?][])("says why not: %s", (reason, more, asked = {}) => {
     expect(() => place([host("a", more)], { ...want, ...asked })).toThrow(`No host has room: name-a ${reason}`);
+  });
+
+  test("passes by hosts whose disk is filling up, and keeps less of a small one", () => {
+    const full = host("a", { diskFree: 10 * gib - 1 });
+    expect(place([full, host("b", { diskFree: 10 * gib })], want).id).toBe("b");
+    expect([diskReserve(1_000 * gib), diskReserve(20 * gib)]).toEqual([10 * gib, gib]);
   });
 
   test("keeps to the host that is named, and to hosts with the labels that are asked", () => {

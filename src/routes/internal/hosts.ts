@@ -23,6 +23,8 @@ const Registration = z.strictObject({
   cpus: z.number().positive(),
   memory: bytes,
   disk: bytes,
+  diskFree: bytes,
+  diskReserve: bytes,
   portFirst: port,
   portLast: port,
   reservedPorts: z.array(port).max(1_000),
