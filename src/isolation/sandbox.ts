@@ -126,6 +126,11 @@ export class Sandboxes {
     return this.#slots.take(template);
   }
 
+  /** Work that is short goes on here, and somebody waits for it: for a moment nothing is made ready, which takes longer. */
+  holdOff(): void {
+    this.#slots.holdOff();
+  }
+
   /** Gives a slot back, once nothing of it is left (`remove`) and no row names it. */
   freeSlot(slot: number): void {
     this.#slots.free(slot).catch((error: unknown) => {

@@ -36,6 +36,11 @@ export class Slots {
     this.#pool.touch();
   }
 
+  /** Makes no slot ready for a moment. */
+  holdOff(): void {
+    this.#pool.touch();
+  }
+
   /** Does what somebody waits for, a start or a stop, before any slot is made ready. */
   before<T>(work: () => Promise<T>): Promise<T> {
     return this.#pool.before(work);

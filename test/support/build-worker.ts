@@ -5,6 +5,7 @@ import { resolveIn } from "../../src/build/tree.ts";
 import type { BuildRequest, KnownFile, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
 import type { Image } from "../../src/core/image.ts";
+import { Beside } from "../../src/engine/build/beside.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { RootView } from "../../src/engine/build/root-view.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
@@ -95,6 +96,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
     return Promise.resolve(true);
   }, 1);
   const outbound = new OutboundPolicy(order.outboundAllow ?? []);
+  const leaving = new Beside();
   const started = performance.now();
   let image: Image | null = null;
   let fetched: BuildRequest["source"] | null = null;
@@ -134,6 +136,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           return Promise.resolve();
         },
         scratch: `${dataDir}/worker/builds`,
+        leaving,
         files: {
           find: (url) => Promise.resolve(downloads.get(url) ?? null),
           keep: (url, file) => {
@@ -154,6 +157,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
     if (!(thrown instanceof BerthError)) throw thrown;
     error = { code: thrown.code, message: thrown.message, facts: thrown.facts };
   }
+  await leaving.end();
   const milliseconds = performance.now() - started;
   await report.flush();
   const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));

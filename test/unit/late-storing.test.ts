@@ -72,6 +72,7 @@ async function build(late: () => Promise<void>) {
       keep: (key: string, result: StepResult) => Promise.resolve(void kept.set(key, result)),
     },
     withRoot: <T>(_: readonly string[], use: (root: typeof emptyRoot) => Promise<T>) => use(emptyRoot),
+    sandboxes: { holdOff: () => undefined },
     files: {},
     scratch: directory,
     registryAuth: new Map(),

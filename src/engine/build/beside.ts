@@ -1,4 +1,4 @@
-/** What the steps of a build leave to go on beside the next ones. All of it has ended, well or not, before the build has. */
+/** What the steps of a build leave to go on beside the next ones. All of it is to end, well or not, before the build does. */
 export class Beside {
   readonly #failure = new AbortController();
   readonly #running = new Set<Promise<void>>();

@@ -9,6 +9,7 @@ import type { Registry } from "../../image/registry.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import type { Repository } from "../../image/repository.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
+import type { Beside } from "./beside.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import type { FileTree } from "./file-entry.ts";
 
@@ -49,6 +50,8 @@ export interface BuildMeans {
   warned: (warnings: readonly BuildWarningView[]) => Promise<void>;
   /** Directory for what lives as long as a build. */
   scratch: string;
+  /** Sandboxes that are being taken away; the build's result does not depend on it. */
+  leaving: Beside;
   /** Where build caches are. */
   registry: Registry;
   /** Users at registries, by registry. */

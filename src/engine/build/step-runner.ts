@@ -49,6 +49,7 @@ export async function layerOf(
   const { results } = state;
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
+    state.means.sandboxes.holdOff();
     const key = stepKey(chainKey(below), step, await content(), state.epoch);
     const known = await results.find(key);
     if (known !== null) {
@@ -57,13 +58,14 @@ export async function layerOf(
     }
     keys.push(key);
   }
+  state.means.sandboxes.holdOff();
   const created = new Date().toISOString();
   const made = await perform(state, step, below);
   const result = { layer: made?.layer ?? null, created, ...(keys.length > 1 ? { keys } : {}) };
   for (const key of keys) results.note(key, result);
   const kept = async (): Promise<void> => {
     await made?.stored;
-    for (const key of keys) await results.keep(key, result);
+    await Promise.all(keys.map((key) => results.keep(key, result)));
   };
   state.beside.add(kept());
   return { ...result, cached: false };
@@ -131,7 +133,7 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
 
 /** Runs the step and returns what it made; its sandbox and mounts are taken away beside what comes next. */
 async function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
-  const { means, build, report, signal, beside } = state;
+  const { means, build, report, signal } = state;
   const made = Promise.withResolvers<MadeLayer | null>();
   let isMade = false;
   const hand = (layer: MadeLayer | null): void => {
@@ -141,7 +143,7 @@ async function runAhead(state: BuildState, step: RunStep, below: readonly Layer[
   const whole = state.running.take(() =>
     withMounts(state, step, below, (mounts) => runStep(step, below, mounts, means, build, report, signal, hand)),
   );
-  beside.add(
+  means.leaving.add(
     whole.catch((error: unknown) => {
       // Until then it is the step that has failed, which knows its line.
       if (isMade) throw error;

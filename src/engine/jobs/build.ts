@@ -24,9 +24,10 @@ import { pullLayer } from "../../image/pull.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
+import { Beside } from "../build/beside.ts";
 import type { BuildMeans } from "../build/ports.ts";
+import { RememberedRoots } from "../build/remembered-tree.ts";
 import { BuildReport } from "../build/report.ts";
-import { RootView } from "../build/root-view.ts";
 import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
@@ -86,6 +87,8 @@ export const build: JobHandler = async (job, services, signal) => {
   const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const outbound = new OutboundPolicy(config.outboundAllow);
   const http = new HttpClient(outbound, downloadIdleMs);
+  const roots = new RememberedRoots();
+  const leaving = new Beside();
   const means: BuildMeans = {
     blobs,
     layers,
@@ -113,7 +116,7 @@ export const build: JobHandler = async (job, services, signal) => {
       });
       return image;
     },
-    withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(new RootView(root))),
+    withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(roots.at(root))),
     outbound,
     http,
     gitAuth,
@@ -126,6 +129,7 @@ export const build: JobHandler = async (job, services, signal) => {
         throw new BerthError("unavailable", "The lease is lost.");
     },
     scratch,
+    leaving,
     registry,
     registryAuth,
     importLayer: (layer, repository, abort) => {
@@ -158,6 +162,10 @@ export const build: JobHandler = async (job, services, signal) => {
     clearTimeout(timer);
     http.close();
     await report.flush().catch((error: unknown) => services.log.warn({ err: error }, "a build's log was not written"));
+    // Its slot stays taken then; the sweep at the next start finds what is left of it.
+    await leaving
+      .end()
+      .catch((error: unknown) => services.log.error({ err: error }, "a step's sandbox was not removed"));
     await rm(scratch, { recursive: true, force: true });
   }
 };
