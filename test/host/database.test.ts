@@ -3,9 +3,11 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, sta
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, afterEach, expect, test } from "vitest";
+import { newId } from "../../src/core/ids.ts";
 import { tokenHash } from "../../src/core/keys.ts";
-import { openClient } from "../../src/db/client.ts";
+import { type Login, openClient } from "../../src/db/client.ts";
 import { type EmbeddedOptions, type EmbeddedServer, runningEmbedded, startEmbedded } from "../../src/db/embedded.ts";
+import { admitHost, hostLogin, isAdmitted } from "../../src/db/host-login.ts";
 import { prepareDatabase } from "../../src/db/prepare.ts";
 import { Database } from "../../src/supervisor/database.ts";
 import { apiUser, asUser, databaseUser, findUser } from "../../src/supervisor/users.ts";
@@ -76,6 +78,51 @@ test("the first start makes the database; each user is the role that is meant fo
   expect(await connectAs("nobody", "berth_api")).toBe(refused);
   expect(await connectAs(databaseUser, "berth_owner")).toBeNull();
 }, 60_000);
+
+/** A host of the database that may log in with its key. */
+async function makeHost(): Promise<{ id: string; key: string }> {
+  const sql = openClient(address, "owner", 1);
+  const host = { id: newId("host"), key: "its key" };
+  await sql`insert into hosts (id, name, address, agent_url, cpus, memory, disk, port_first, port_last)
+    values (${host.id}, ${host.id.slice(4)}, '127.0.0.1', 'unix:/x', 1, 1, 1, 1, 2)`;
+  expect(await admitHost(sql, host)).toBe(true);
+  await sql.end();
+  return host;
+}
+
+async function admits(login: Login): Promise<boolean> {
+  const sql = openClient(address, login, 1);
+  try {
+    return await isAdmitted(sql);
+  } finally {
+    await sql.end();
+  }
+}
+
+test("a host logs in by its password, whoever's process asks, and makes nothing of its own", async () => {
+  server = await startEmbedded(options);
+  const login = hostLogin(await makeHost());
+  expect(await admits(login)).toBe(true);
+  expect(await admits({ ...login, password: "another" })).toBe(false);
+  for (const name of ["root", apiUser, databaseUser]) expect(await connectAs(name, login.name)).toBe("28P01");
+  const [worker, owner] = [openClient(address, login, 1), openClient(address, "owner", 1)];
+  for (const statement of ["create temporary table own (n int)", "create table own (n int)"]) {
+    await expect(worker.unsafe(statement)).rejects.toMatchObject({ code: "42501" });
+    await owner.unsafe(`${statement}; drop table own`);
+  }
+  await Promise.all([worker.end(), owner.end()]);
+}, 60_000);
+
+test("a server that was left running by an earlier Berth goes by the rules of this one", async () => {
+  const first = await startEmbedded(options);
+  const login = hostLogin(await makeHost());
+  writeFileSync(join(root, "pg_hba.conf"), "local all all peer map=berth\n");
+  process.kill(first.pid, "SIGHUP");
+  await expect.poll(() => admits(login)).toBe(false);
+  server = await startEmbedded(options);
+  expect(server.adopted).toBe(true);
+  await expect.poll(() => admits(login)).toBe(true);
+});
 
 test("the operator's token of the settings replaces the one before; the default project is made once", async () => {
   server = await startEmbedded(options);
