@@ -14,8 +14,8 @@ const limits = { cpus: 1, memory: 128 << 20, pids: 128 };
 export interface Berth extends Engine {
   /** Where a source of the default project is pushed to. */
   gitUrl(source: string): string;
-  /** Builds from a context that is sent as it comes. */
-  build(tag: string, context: Buffer | Readable): Promise<void>;
+  /** Builds from a context that is sent as it comes. `noCache`: every step anew. */
+  build(tag: string, context: Buffer | Readable, options?: { noCache: boolean }): Promise<void>;
   /** Process ids of API and worker. */
   servers(): number[];
 }
@@ -48,10 +48,10 @@ export async function startBerth(port: number, registry: string): Promise<Berth>
   return {
     name: "Berth",
     gitUrl: (source) => `http://bench:${token}@127.0.0.1:${String(port)}/git/default/${source}.git`,
-    async build(tag, context) {
+    async build(tag, context, options) {
       const build = await api.json<{ status: string; error?: unknown }>(
         "POST",
-        `/v1/builds?tag=${encodeURIComponent(tag)}`,
+        `/v1/builds?tag=${encodeURIComponent(tag)}${options?.noCache === true ? "&noCache=true" : ""}`,
         context,
         { prefer: "wait=600" },
       );

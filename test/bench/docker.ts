@@ -14,8 +14,8 @@ export interface Docker extends Engine {
   version: string;
   /** The address of this machine that the daemon reaches. */
   hostAddress: string;
-  /** `docker build` with BuildKit, as a whole process. */
-  cliBuild(tag: string, contextDir: string): Promise<void>;
+  /** `docker build` with BuildKit, as a whole process. `noCache`: every step anew. */
+  cliBuild(tag: string, contextDir: string, options?: { noCache: boolean }): Promise<void>;
   /** Builds, and runs the image in the place of the container of this name; answers with its port's URL. */
   cliReplace(name: string, contextDir: string, port: number): Promise<string>;
 }
@@ -49,8 +49,9 @@ export async function startDocker(): Promise<Docker | null> {
   const api = new Client({ socketPath: socket });
   const { Version: version } = await api.json<{ Version: string }>("GET", "/version");
   const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
-  const cliBuild = async (tag: string, contextDir: string) => {
-    await run("/usr/bin/docker", ["build", "-q", "-t", tag, contextDir], { env });
+  const cliBuild: Docker["cliBuild"] = async (tag, contextDir, options) => {
+    const anew = options?.noCache === true ? ["--no-cache"] : [];
+    await run("/usr/bin/docker", ["build", "-q", ...anew, "-t", tag, contextDir], { env });
   };
   return {
     name: `Docker ${version}`,
