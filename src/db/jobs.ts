@@ -3,7 +3,7 @@ import type { JobKind, JobStatus, ShownError } from "../core/job.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import type { Scope } from "./scope.ts";
-import { type Fragment, lifetime, lock, read, type Sql, type Tx } from "./scope.ts";
+import { type Fragment, lifetime, lock, read, type Sql, type Tx, together } from "./scope.ts";
 import { topics } from "./wakeups.ts";
 
 export interface JobRow {
@@ -107,12 +107,16 @@ const maxOpenJobs = 200;
  * @throws BerthError `quota_exceeded` when the project has too many jobs that have not ended.
  */
 export async function checkOpenJobs(tx: Tx, projectId: string): Promise<void> {
-  await lock(tx, `jobs:${projectId}`);
+  const [, open] = await together([lock(tx, `jobs:${projectId}`), countOpenJobs(tx, projectId)]);
+  if (open >= maxOpenJobs) {
+    throw new BerthError("quota_exceeded", `The project has ${String(maxOpenJobs)} jobs that have not ended.`);
+  }
+}
+
+async function countOpenJobs(tx: Tx, projectId: string): Promise<number> {
   // Apart, as each has an index that ended jobs are not in.
   const [row] = await tx<{ n: number }[]>`
     select (select count(*) from jobs where project_id = ${projectId} and status = 'queued' and kind <> 'source')::int
       + (select count(*) from jobs where project_id = ${projectId} and status = 'running' and kind <> 'source')::int as n`;
-  if ((row?.n ?? 0) >= maxOpenJobs) {
-    throw new BerthError("quota_exceeded", `The project has ${String(maxOpenJobs)} jobs that have not ended.`);
-  }
+  return row?.n ?? 0;
 }

@@ -161,7 +161,6 @@ export function addBuilds(app: App, services: Services): void {
       services,
       c,
       async (tx) => {
-        await checkOpenJobs(tx, projectId);
         const id = newId("build");
         const jobId = newId("job");
         const purpose = jobSealPurpose({ kind: "build", id: jobId });
@@ -172,6 +171,7 @@ export function addBuilds(app: App, services: Services): void {
           ...(hasUsers ? { registryAuth: sealed(registryAuth) } : {}),
         };
         await together([
+          checkOpenJobs(tx, projectId),
           insertJob(tx, { id: jobId, projectId, kind: "build", subjectId: id, payload: { ...payload } }),
           insertBuild(tx, { id, projectId, jobId, request }),
           appendEvent(tx, { projectId, type: "build.queued", subjectId: id, data: { tags } }),

@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, type Hash, hash } from "node:crypto";
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { BerthError } from "../../core/errors.ts";
 import { decompress } from "../../image/compress.ts";
@@ -63,6 +63,8 @@ export async function readContext(
   }
 }
 
+const noBytes = new Uint8Array();
+
 function invalid(why: string): BerthError {
   return new BerthError("invalid_context", `The build context can't be used: ${why}.`);
 }
@@ -115,17 +117,21 @@ class SpoolWriter {
 
   async append(content: LayerEntry["content"]): Promise<{ offset: number; sha256: string }> {
     const offset = this.bytes;
-    const hash = createHash("sha256");
+    let first: Uint8Array = noBytes;
+    let more: Hash | null = null;
     for await (const chunk of content) {
       this.bytes += chunk.length;
       if (this.bytes > this.#limit) throw invalid(`it has more than ${this.#limit} bytes unpacked`);
-      hash.update(chunk);
       // A chunk is a view of a buffer that the reader may use again.
-      this.#pending.push(Uint8Array.from(chunk));
-      this.#pendingBytes += chunk.length;
+      const kept = Uint8Array.from(chunk);
+      if (first === noBytes) first = kept;
+      else more = (more ?? createHash("sha256").update(first)).update(kept);
+      this.#pending.push(kept);
+      this.#pendingBytes += kept.length;
       if (this.#pendingBytes >= 1 << 20) await this.flush();
     }
-    return { offset, sha256: hash.digest("hex") };
+    // Most files come in one piece, and one call costs a quarter of what an object does.
+    return { offset, sha256: more === null ? hash("sha256", first, "hex") : more.digest("hex") };
   }
 
   async flush(): Promise<void> {
