@@ -12,7 +12,6 @@ import { BerthError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import { parseNamedContext } from "../../core/named-context.ts";
 import { parsePlatform, platformOf } from "../../core/platform.ts";
-import type { BlobStore } from "../../image/blobs.ts";
 import { toByteString } from "../../image/layer-entry.ts";
 import { writeImage } from "../../image/manifest.ts";
 import { Turns } from "../../image/turns.ts";
@@ -173,12 +172,8 @@ async function readOptional(tree: ContextTree, path: string): Promise<string | n
 
 async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<Omit<BuiltImage, "cache">> {
   const { image, manifest, config, configDigest } = written;
-  await Promise.all([putOnce(means.blobs, config, configDigest), putOnce(means.blobs, manifest, image.digest)]);
+  const put = (bytes: Uint8Array, digest: string) =>
+    means.blobs.put(Readable.from([bytes]), { digest, maxBytes: bytes.length });
+  await Promise.all([put(config, configDigest), put(manifest, image.digest)]);
   return { image, manifest: JSON.parse(Buffer.from(manifest).toString()) as Record<string, unknown> };
-}
-
-/** An unchanged image is there already; storing it again would wait for the disk twice. */
-async function putOnce(blobs: BlobStore, bytes: Uint8Array, digest: string): Promise<void> {
-  if ((await blobs.size(digest)) !== null) return;
-  await blobs.put(Readable.from([bytes]), { digest, maxBytes: bytes.length });
 }
