@@ -1,8 +1,8 @@
 import { closeSync, constants, lstatSync, openSync } from "node:fs";
-import { setImmediate } from "node:timers/promises";
+import { Pauses } from "../core/pauses.ts";
 import { readXattrs } from "./file-xattrs.ts";
 import { defaultLimits } from "./layer-limits.ts";
-import { enter, isOpaque, isWhiteout, join, type Level, namesAtOnce, within } from "./upper.ts";
+import { enter, isOpaque, isWhiteout, join, type Level, within } from "./upper.ts";
 
 /** A path that a container has and its image lacks, or differently, or the reverse. */
 export interface Change {
@@ -24,7 +24,7 @@ interface Pair {
  */
 export async function* readChanges(upper: string, image: string): AsyncGenerator<Change, void, undefined> {
   const pairs: Pair[] = [];
-  let names = 0;
+  const pauses = new Pauses();
   try {
     const root = orNull(() => enter(Buffer.from(upper), ""));
     if (root !== null) pairs.push({ upper: root, lower: openDirectory(Buffer.from(image)) });
@@ -35,7 +35,7 @@ export async function* readChanges(upper: string, image: string): AsyncGenerator
         pairs.pop();
         continue;
       }
-      if (++names % namesAtOnce === 0) await setImmediate();
+      await pauses.take();
       const file = within(pair.upper.fd, name);
       const stat = lstatSync(file, { bigint: true, throwIfNoEntry: false });
       if (stat === undefined) continue;

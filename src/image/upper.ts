@@ -1,17 +1,15 @@
 import { type BigIntStats, closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync } from "node:fs";
 import { open } from "node:fs/promises";
-import { setImmediate } from "node:timers/promises";
+import { Pauses } from "../core/pauses.ts";
 import { readXattrs } from "./file-xattrs.ts";
 import { type ByteString, type LayerEntry, noContent } from "./layer-entry.ts";
 import { defaultLimits, tooLarge } from "./layer-limits.ts";
 import { keptXattrs, plainCapability } from "./layer-xattrs.ts";
+import { openFlags, readSmallFile, smallFile } from "./small-file.ts";
 
 const idCount = 65_536;
 const nobody = 65_534;
 const chunkSize = 1 << 20;
-/** Names that are looked at (by synchronous calls, about 20 µs each) before other work of the process gets its turn. */
-export const namesAtOnce = 256;
-
 /** A directory that is being walked: its descriptor and the names that are still to come, last one first. */
 export interface Level {
   fd: number;
@@ -33,7 +31,7 @@ export interface Level {
 export async function* readUpper(directory: string, idBase: number): AsyncGenerator<LayerEntry, void, undefined> {
   const levels: Level[] = [];
   const linked = new Map<string, ByteString>();
-  let names = 0;
+  const pauses = new Pauses();
   try {
     levels.push(enter(Buffer.from(directory), ""));
     for (let level = levels.at(-1); level !== undefined; level = levels.at(-1)) {
@@ -43,7 +41,7 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
         levels.pop();
         continue;
       }
-      if (++names % namesAtOnce === 0) await setImmediate();
+      await pauses.take();
       const file = within(level.fd, name);
       const path = join(level.path, name.toString("latin1"));
       const stat = lstatSync(file, { bigint: true });
@@ -121,13 +119,18 @@ function toEntry(
     return emptyFile(entry, `${path.slice(0, slash)}.wh.${path.slice(slash)}`);
   }
   if (!stat.isFile()) return null;
-  return { ...entry, size: Number(stat.size), content: content(file) };
+  const size = Number(stat.size);
+  return { ...entry, size, content: size <= smallFile ? smallContent(file, size) : content(file, size) };
 }
 
-async function* content(file: Buffer): AsyncGenerator<Uint8Array, void, undefined> {
-  const handle = await open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+/** Read when it is asked for: only one file at a time is in memory. */
+function* smallContent(file: Buffer, size: number): Generator<Uint8Array, void, undefined> {
+  if (size > 0) yield readSmallFile(file, size);
+}
+
+async function* content(file: Buffer, size: number): AsyncGenerator<Uint8Array, void, undefined> {
+  const handle = await open(file, openFlags);
   try {
-    const { size } = await handle.stat();
     for (let position = 0; position < size; ) {
       const buffer = Buffer.allocUnsafe(Math.min(size - position, chunkSize));
       const { bytesRead } = await handle.read(buffer, 0, buffer.length, position);

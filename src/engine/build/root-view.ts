@@ -1,24 +1,14 @@
-import {
-  type BigIntStats,
-  closeSync,
-  constants,
-  lstatSync,
-  openSync,
-  readdirSync,
-  readlinkSync,
-  readSync,
-} from "node:fs";
+import { type BigIntStats, lstatSync, readdirSync, readlinkSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { Pauses } from "../../core/pauses.ts";
 import { readXattrs } from "../../image/file-xattrs.ts";
 import type { ByteString } from "../../image/layer-entry.ts";
 import { noXattrs, timestampOf } from "../../image/layer-entry.ts";
 import { keptXattrs } from "../../image/layer-xattrs.ts";
+import { openFlags, readSmallFile, smallFile } from "../../image/small-file.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 
 const readSize = 1 << 20;
-/** Files up to this size are read by synchronous calls, as are names and attributes: of a local image, mostly in memory. */
-const smallSize = 64 << 10;
 
 /**
  * A root filesystem that is mounted read-only from layers and so can't change while it is read: what `get` saw is what
@@ -71,9 +61,11 @@ export class RootView implements FileTree {
 
   /** In buffers no larger than the rest: a megabyte for each of many small files keeps the garbage collector busy. */
   async *read(path: ByteString, { size }: Pick<FileEntry, "size">): AsyncGenerator<Uint8Array, void, undefined> {
-    if (size <= smallSize) {
+    if (size <= smallFile) {
       await this.#pauses.take();
-      if (size > 0) yield readSmall(this.#host(path), size);
+      const content = readSmallFile(this.#host(path), size);
+      if (content.length < size) throw endsEarly(content.length, size);
+      if (size > 0) yield content;
       return;
     }
     const file = await open(this.#host(path), openFlags);
@@ -92,23 +84,6 @@ export class RootView implements FileTree {
 
   #host(path: ByteString): Buffer {
     return Buffer.from(`${this.#root}${path}`, "latin1");
-  }
-}
-
-const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW;
-
-function readSmall(file: Buffer, size: number): Buffer {
-  const fd = openSync(file, openFlags);
-  try {
-    const buffer = Buffer.allocUnsafe(size);
-    for (let done = 0; done < size; ) {
-      const bytesRead = readSync(fd, buffer, done, size - done, done);
-      if (bytesRead === 0) throw endsEarly(done, size);
-      done += bytesRead;
-    }
-    return buffer;
-  } finally {
-    closeSync(fd);
   }
 }
 
