@@ -163,6 +163,19 @@ test("shared, locked and private caches of two steps at the same time", async ()
   expect(said(await together("private")).sort()).toEqual(["one one", "two two"]);
 });
 
+test("a step finds the caches free that the step before it has used", async () => {
+  const mount = "--mount=type=cache,id=next,target=/c,sharing=private";
+  const steps = ["one", "two", "three"].map((name) => `RUN ${mount} touch /c/${name}; echo $(ls /c)`);
+  const answer = await worker.build("next", ["FROM base", ...steps]);
+  expect(answer.error).toBeNull();
+  expect(said(answer)).toEqual(["one", "one two", "one three two"]);
+  // A project may use 16 at the same time.
+  const many = (step: string) =>
+    Array.from({ length: 10 }, (_, n) => `--mount=type=cache,id=${step}${String(n)},target=/c${String(n)}`).join(" ");
+  const busy = ["a", "b", "c"].map((step) => `RUN ${many(step)} true`);
+  expect((await worker.build("many", ["FROM base", ...busy])).error).toBeNull();
+});
+
 test("a step that mounts one cache twice, by what are two stages of the same content, does not wait for itself", async () => {
   const mount = (stage: string) =>
     `--mount=type=cache,id=twice,sharing=locked,from=${stage},source=/bin,target=/${stage}`;

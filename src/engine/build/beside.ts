@@ -18,9 +18,14 @@ export class Beside {
     this.#running.add(ended);
   }
 
+  /** Returns when what goes on now has ended, well or not. */
+  async settled(): Promise<void> {
+    await Promise.all(this.#running);
+  }
+
   /** Returns when nothing goes on any more. @throws the first error of what did */
   async end(): Promise<void> {
-    while (this.#running.size > 0) await Promise.all(this.#running);
+    while (this.#running.size > 0) await this.settled();
     this.#failure.signal.throwIfAborted();
   }
 }

@@ -87,7 +87,7 @@ export async function runBuild(
     };
   } finally {
     // Its error is told already, or is less than the one that is.
-    await beside.end().catch(() => undefined);
+    await beside.settled();
     await context.close();
   }
 }

@@ -1,5 +1,6 @@
 import type { StepResult } from "../../core/build-request.ts";
 import type { BlobStore } from "../../image/blobs.ts";
+import type { MadeLayer } from "../../image/layers.ts";
 import type { ImportedCaches } from "./imported-caches.ts";
 import type { StepCache } from "./ports.ts";
 
@@ -11,6 +12,8 @@ export class StepResults {
   readonly #noCache: boolean;
   /** What the build has found and made, by key. */
   readonly used = new Map<string, StepResult>();
+  /** Layers that the build has made, by digest: each resolves when its blob is in the store. */
+  readonly #stored = new Map<string, Promise<void>>();
 
   /** @param noCache Do not look for earlier results; those of this build are kept all the same. */
   constructor(own: StepCache, blobs: Pick<BlobStore, "size">, imports: ImportedCaches, noCache: boolean) {
@@ -29,13 +32,15 @@ export class StepResults {
   }
 
   /** What a step of this build has made; only this build can count on it until it is kept. */
-  note(key: string, result: StepResult): void {
-    this.used.set(key, result);
+  note(keys: readonly string[], result: StepResult, made: MadeLayer | null): void {
+    for (const key of keys) this.used.set(key, result);
+    if (made !== null) this.#stored.set(made.layer.digest, made.stored);
   }
 
-  /** Remembers for later builds what a step has made, once that is in the store. */
+  /** Remembers for later builds what a step has made, once that is in the store. @throws what storing it threw */
   async keep(key: string, result: StepResult): Promise<void> {
     this.used.set(key, result);
+    if (result.layer !== null) await this.#stored.get(result.layer.digest);
     await this.#imports.remember(key, result);
   }
 

@@ -18,7 +18,7 @@ import { hostDecompress } from "./decompress-program.ts";
 import { Destination } from "./destination.ts";
 import type { FileTree } from "./file-entry.ts";
 import { mountedContents } from "./mounted-content.ts";
-import { withMounts } from "./mounts.ts";
+import { type StepMounts, withMounts } from "./mounts.ts";
 import { isLayered, type Origins, originLayers, withLayers, withOrigin } from "./origins.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
@@ -53,7 +53,7 @@ export async function layerOf(
     const key = stepKey(chainKey(below), step, await content(), state.epoch);
     const known = await results.find(key);
     if (known !== null) {
-      for (const other of keys) await results.keep(other, { ...known, keys: [other, key] });
+      for (const other of keys) state.beside.add(results.keep(other, { ...known, keys: [other, key] }));
       return { ...known, cached: true };
     }
     keys.push(key);
@@ -62,12 +62,8 @@ export async function layerOf(
   const created = new Date().toISOString();
   const made = await perform(state, step, below);
   const result = { layer: made?.layer ?? null, created, ...(keys.length > 1 ? { keys } : {}) };
-  for (const key of keys) results.note(key, result);
-  const kept = async (): Promise<void> => {
-    await made?.stored;
-    await Promise.all(keys.map((key) => results.keep(key, result)));
-  };
-  state.beside.add(kept());
+  results.note(keys, result, made);
+  for (const key of keys) state.beside.add(results.keep(key, result));
   return { ...result, cached: false };
 }
 
@@ -135,21 +131,19 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
 async function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
   const { means, build, report, signal } = state;
   const made = Promise.withResolvers<MadeLayer | null>();
-  let isMade = false;
-  const hand = (layer: MadeLayer | null): void => {
-    isMade = true;
-    made.resolve(layer);
+  const run = async (mounts: StepMounts): Promise<void> => {
+    await runStep(step, below, mounts, means, build, report, signal, (layer) => {
+      means.leaving.add(whole);
+      made.resolve(layer);
+    });
   };
-  const whole = state.running.take(() =>
-    withMounts(state, step, below, (mounts) => runStep(step, below, mounts, means, build, report, signal, hand)),
-  );
-  means.leaving.add(
-    whole.catch((error: unknown) => {
-      // Until then it is the step that has failed, which knows its line.
-      if (isMade) throw error;
-      made.reject(error);
-    }),
-  );
+  const whole = state.running.take(async () => {
+    // Caches are free again when the sandboxes that had them are gone.
+    if (step.mounts.some(({ type }) => type === "cache")) await means.leaving.settled();
+    await withMounts(state, step, below, run);
+  });
+  // Until then it is the step that has failed, which knows its line.
+  whole.catch(made.reject);
   return made.promise;
 }
 
