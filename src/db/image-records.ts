@@ -86,8 +86,8 @@ export interface RecordingOptions {
 }
 
 /**
- * Records an image and moves the references to it, with an event each, in one statement. Idempotent. False: the lease is
- * lost, nothing was written.
+ * Records an image and moves the references to it, with an event each, in one statement. Idempotent. Names are locked in
+ * their order, so that builds which move the same ones don't wait for each other. False: the lease is lost, nothing was written.
  */
 export async function recordImage(
   db: Db | Transaction,
@@ -110,7 +110,8 @@ export async function recordImage(
       select distinct repository, tag
       from lease, unnest(${sql.param(references.map(repositoryName))}::text[], ${sql.param(tags)}::text[]) n (repository, tag)),
     tagged as (
-      insert into tags (project_id, repository, tag, digest) select ${projectId}, repository, tag, ${digest} from named
+      insert into tags (project_id, repository, tag, digest)
+      select ${projectId}, repository, tag, ${digest} from named order by repository, tag
       on conflict (project_id, repository, tag) do update set digest = excluded.digest, updated_at = now()),
     told as (
       insert into events (project_id, type, subject_id, data)

@@ -118,3 +118,28 @@ test("a step's result is found by its key in its own project, the latest one", a
   expect(await findCachedStep(db, projectId, "k")).toEqual(result);
   expect(await findCachedStep(db, newId("project"), "k")).toBeNull();
 });
+
+test("builds that move the same names at once, in any order, don't wait for each other in a circle", async () => {
+  const names = Array.from({ length: 32 }, (_, n) => parseReference(`app${String(n)}:1`));
+  const record = (fill: string) => ({
+    digest: `sha256:${fill.repeat(64)}`,
+    mediaType: "m",
+    manifest: {},
+    config: {} as never,
+    layers: [],
+    sizeBytes: 0,
+  });
+  await database.owner`update jobs set status = 'succeeded', finished_at = now()`;
+  const jobs = [];
+  for (const [index, order] of [names, names.slice(2, 12).toReversed()].entries()) {
+    const [jobId, id] = [newId("job"), newId("build")];
+    await database.owner`insert into jobs (id, project_id, kind, subject_id, payload)
+      values (${jobId}, ${projectId}, 'build', ${id}, '{}')`;
+    await database.owner`insert into builds (id, project_id, job_id, request) values (${id}, ${projectId}, ${jobId}, '{}')`;
+    jobs.push({ job: await claim(), id, image: record(String(index + 5)), order });
+  }
+  const move = async ({ job, id, image, order }: (typeof jobs)[number]): Promise<void> => {
+    for (let round = 0; round < 40; round++) expect(await recordBuiltImage(db, job, id, image, order)).toBe(true);
+  };
+  await Promise.all(jobs.map(move));
+});
