@@ -130,16 +130,17 @@ test("builds that move the same names at once, in any order, don't wait for each
     sizeBytes: 0,
   });
   await database.owner`update jobs set status = 'succeeded', finished_at = now()`;
-  const jobs = [];
+  const moves: (() => Promise<void>)[] = [];
   for (const [index, order] of [names, names.slice(2, 12).toReversed()].entries()) {
     const [jobId, id] = [newId("job"), newId("build")];
     await database.owner`insert into jobs (id, project_id, kind, subject_id, payload)
       values (${jobId}, ${projectId}, 'build', ${id}, '{}')`;
     await database.owner`insert into builds (id, project_id, job_id, request) values (${id}, ${projectId}, ${jobId}, '{}')`;
-    jobs.push({ job: await claim(), id, image: record(String(index + 5)), order });
+    const job = await claim();
+    moves.push(async () => {
+      const image = record(String(index + 5));
+      for (let round = 0; round < 40; round++) expect(await recordBuiltImage(db, job, id, image, order)).toBe(true);
+    });
   }
-  const move = async ({ job, id, image, order }: (typeof jobs)[number]): Promise<void> => {
-    for (let round = 0; round < 40; round++) expect(await recordBuiltImage(db, job, id, image, order)).toBe(true);
-  };
-  await Promise.all(jobs.map(move));
+  await Promise.all(moves.map((move) => move()));
 });
