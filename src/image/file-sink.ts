@@ -21,6 +21,7 @@ export class FileSink {
   #writing: Promise<void> = Promise.resolve();
   #flushed = 0;
   #flushing: Promise<void> = Promise.resolve();
+  #closed = false;
 
   private constructor(file: FileHandle) {
     this.#file = file;
@@ -79,8 +80,9 @@ export class FileSink {
     await this.#file.datasync().catch(diskError);
   }
 
-  /** Closes the file. What was not synced may be lost. */
+  /** Closes the file. What was not synced may be lost; who still writes meets an error. */
   async close(): Promise<void> {
+    this.#closed = true;
     await Promise.allSettled([this.#writing, this.#flushing]);
     for (const buffer of [this.#filling, this.#spare]) {
       if (buffer?.length === bufferSize && spares.length < maxSpares) spares.push(buffer);
@@ -99,6 +101,8 @@ export class FileSink {
 
   async #swap(): Promise<void> {
     await this.#writing;
+    // Its buffers are about to be somebody else's.
+    if (this.#closed) throw new Error("a file that is written to was closed");
     const full = this.#filling;
     const length = this.#filled;
     this.#writing = this.#writeAll(full.subarray(0, length), this.#position - length);
