@@ -24,13 +24,13 @@ export async function inheritedAttributes(stack: readonly StackedLayer[]): Promi
     const layers = stack.map((layer, i) => ({ implicit: new Set(layer.implicit), reader: readers[i] }));
     const entries = new Map<ByteString, LayerEntry>();
     for (const path of [...paths].sort()) {
-      const inherited = await describe(layers, path);
+      const inherited = describe(layers, path);
       if (inherited === null || !inherited.lost || isDefault(inherited.node)) continue;
       // The directories above it are in that layer too, so they need their own attributes there.
       const components = path.split("/");
       for (let depth = 1; depth < components.length; depth++) {
         const parent = components.slice(0, depth).join("/");
-        const node = entries.has(parent) ? null : ((await describe(layers, parent))?.node ?? null);
+        const node = entries.has(parent) ? null : (describe(layers, parent)?.node ?? null);
         if (node !== null) entries.set(parent, toEntry(parent, node));
       }
       entries.set(path, toEntry(path, inherited.node));
@@ -45,13 +45,13 @@ export async function inheritedAttributes(stack: readonly StackedLayer[]): Promi
  * The attributes that the topmost layer which describes a directory gives it; null: none does. `lost`: a layer above that
  * one uses the directory too.
  */
-async function describe(
+function describe(
   layers: readonly { implicit: ReadonlySet<ByteString>; reader: ErofsReader | undefined }[],
   path: ByteString,
-): Promise<{ node: FoundNode; lost: boolean } | null> {
+): { node: FoundNode; lost: boolean } | null {
   let lost = false;
   for (const { implicit, reader } of layers.toReversed()) {
-    const found = await reader?.lookup(path.split("/"));
+    const found = reader?.lookup(path.split("/"));
     if (found?.node?.type === "directory") {
       if (!implicit.has(path)) return { node: found.node, lost };
       lost = true;

@@ -81,7 +81,7 @@ export class Sandboxes {
       const opened = await openParts(config);
       const parts = { ...opened, runtime: mountReadOnly(opened.runtime, opened.layout.programs) };
       if (parts.runtime.warning !== null) log.warn(parts.runtime.warning);
-      const views = new Views(parts.mounts, parts.layout.views, log);
+      const views = new Views(parts.mounts, parts.layout.views);
       await views.clear();
       return new Sandboxes(parts, views, log, lock);
     } catch (error) {
@@ -100,7 +100,6 @@ export class Sandboxes {
     for (const timer of this.#timers) clearInterval(timer);
     this.#exits.close();
     await this.#slots.close();
-    await this.#views.close();
     await closeParts(this.#parts);
     closeSync(this.#lock);
   }

@@ -6,8 +6,8 @@ import type { BuildRequest, KnownFile, StepResult } from "../../src/core/build-r
 import { BerthError } from "../../src/core/errors.ts";
 import type { Image } from "../../src/core/image.ts";
 import { Beside } from "../../src/engine/build/beside.ts";
+import { OpenImages } from "../../src/engine/build/image-tree.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
-import { RootView } from "../../src/engine/build/root-view.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { HttpClient } from "../../src/image/http.ts";
@@ -16,6 +16,7 @@ import { OutboundPolicy } from "../../src/image/outbound.ts";
 import { Registry } from "../../src/image/registry.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import { createLog } from "../../src/log.ts";
+import { RootView } from "./root-view.ts";
 
 // A worker with nothing but builds, driven by JSON lines (test/support/builds.ts). What it built is its registry.
 
@@ -62,9 +63,6 @@ const images = new Map<string, Image>();
 const cache = new Map<string, StepResult>();
 const downloads = new Map<string, KnownFile>();
 
-const withRoot = <T>(paths: readonly string[], use: (root: RootView) => Promise<T>) =>
-  sandboxes.withView(paths, (root) => use(new RootView(root)));
-
 async function build(order: BuildOrder): Promise<BuildAnswer> {
   const upload = Buffer.from(order.tar, "base64");
   const { digest, sizeBytes } = await blobs.put(
@@ -97,6 +95,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
   }, 1);
   const outbound = new OutboundPolicy(order.outboundAllow ?? []);
   const leaving = new Beside();
+  const opened = new OpenImages();
   const started = performance.now();
   let image: Image | null = null;
   let fetched: BuildRequest["source"] | null = null;
@@ -122,7 +121,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           if (found === undefined) throw new BerthError("image_not_found", `There is no ${reference}.`);
           return Promise.resolve(found);
         },
-        withRoot,
+        withRoot: async (paths, use) => use(await opened.tree(paths)),
         gitAuth: null,
         secrets: new Map(Object.entries(order.secrets ?? {})),
         outbound,
@@ -158,6 +157,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
     error = { code: thrown.code, message: thrown.message, facts: thrown.facts };
   }
   await leaving.end();
+  await opened.close();
   const milliseconds = performance.now() - started;
   await report.flush();
   const steps = report.steps.map(({ instruction, status, cached }) => ({ instruction, status, cached }));
@@ -187,7 +187,8 @@ async function listFiles(image: Image): Promise<Record<string, string>> {
     if (entry.type !== "directory") return;
     for (const name of await root.list(path)) await visit(root, path === "/" ? `/${name}` : `${path}/${name}`);
   };
-  if (paths.length > 0) await withRoot(paths, (root) => visit(root, "/"));
+  // As the kernel shows it.
+  if (paths.length > 0) await sandboxes.withView(paths, (root) => visit(new RootView(root), "/"));
   return files;
 }
 

@@ -9,8 +9,8 @@ import { resolveOwner } from "./accounts.ts";
 import { type Decompress, isArchive, unpack } from "./archive.ts";
 import type { CopySource } from "./copy-source.ts";
 import { Destination, type Making, parentOf } from "./destination.ts";
+import { emptyRoot } from "./empty-root.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
-import { emptyRoot } from "./root-view.ts";
 
 /**
  * The entries of the layer that a COPY or ADD makes: files chosen out of the sources, put where the destination is in

@@ -1,10 +1,10 @@
 import type { CopyOrigin } from "../../build/origin.ts";
 import type { Image, Layer } from "../../core/image.ts";
 import type { ContextTree } from "./context-tree.ts";
+import { emptyRoot } from "./empty-root.ts";
 import type { FileTree } from "./file-entry.ts";
 import type { BuildMeans } from "./ports.ts";
 import type { RemoteTrees } from "./remote-trees.ts";
-import { emptyRoot } from "./root-view.ts";
 
 /** What COPY and mounts can take files from, at one moment of a build. */
 export interface Origins {

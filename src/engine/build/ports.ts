@@ -33,7 +33,7 @@ export interface BuildMeans {
   cache: StepCache;
   /** The image with all its layers on this host. */
   image: (needed: NeededImage, signal: AbortSignal) => Promise<Image>;
-  /** Runs `use` on the files of these layers (paths of images, lowest first), mounted read-only while it runs. */
+  /** Runs `use` on the root that these layers (paths of images, lowest first) make. */
   withRoot: <T>(layers: readonly string[], use: (root: FileTree) => Promise<T>) => Promise<T>;
   /** What came with the build for its secret mounts, by id. */
   secrets: ReadonlyMap<string, string>;

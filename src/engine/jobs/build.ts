@@ -25,8 +25,8 @@ import type { RegistryAuth } from "../../image/registry-auth.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import { Beside } from "../build/beside.ts";
+import { OpenImages } from "../build/image-tree.ts";
 import type { BuildMeans } from "../build/ports.ts";
-import { RememberedRoots } from "../build/remembered-tree.ts";
 import { BuildReport } from "../build/report.ts";
 import { runBuild } from "../build/run-build.ts";
 import { ensureImage } from "../images.ts";
@@ -87,7 +87,7 @@ export const build: JobHandler = async (job, services, signal) => {
   const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const outbound = new OutboundPolicy(config.outboundAllow);
   const http = new HttpClient(outbound, downloadIdleMs);
-  const roots = new RememberedRoots();
+  const images = new OpenImages();
   const leaving = new Beside();
   const means: BuildMeans = {
     blobs,
@@ -116,7 +116,7 @@ export const build: JobHandler = async (job, services, signal) => {
       });
       return image;
     },
-    withRoot: (paths, use) => sandboxes.withView(paths, (root) => use(roots.at(root))),
+    withRoot: async (paths, use) => use(await images.tree(paths)),
     outbound,
     http,
     gitAuth,
@@ -166,6 +166,7 @@ export const build: JobHandler = async (job, services, signal) => {
     await leaving
       .end()
       .catch((error: unknown) => services.log.error({ err: error }, "a step's sandbox was not removed"));
+    await images.close();
     await rm(scratch, { recursive: true, force: true });
   }
 };

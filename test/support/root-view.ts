@@ -1,12 +1,12 @@
 import { type BigIntStats, lstatSync, readdirSync, readlinkSync } from "node:fs";
 import { open } from "node:fs/promises";
-import { Pauses } from "../../core/pauses.ts";
-import { readXattrs } from "../../image/file-xattrs.ts";
-import type { ByteString } from "../../image/layer-entry.ts";
-import { noXattrs, timestampOf } from "../../image/layer-entry.ts";
-import { keptXattrs } from "../../image/layer-xattrs.ts";
-import { openFlags, readSmallFile, smallFile } from "../../image/small-file.ts";
-import type { FileEntry, FileTree } from "./file-entry.ts";
+import { Pauses } from "../../src/core/pauses.ts";
+import type { FileEntry, FileTree } from "../../src/engine/build/file-entry.ts";
+import { readXattrs } from "../../src/image/file-xattrs.ts";
+import type { ByteString } from "../../src/image/layer-entry.ts";
+import { noXattrs, timestampOf } from "../../src/image/layer-entry.ts";
+import { keptXattrs } from "../../src/image/layer-xattrs.ts";
+import { openFlags, readSmallFile, smallFile } from "../../src/image/small-file.ts";
 
 const readSize = 1 << 20;
 
@@ -90,26 +90,3 @@ export class RootView implements FileTree {
 function endsEarly(done: number, size: number): Error {
   return new Error(`a file of an image ends at byte ${String(done)} of ${String(size)}`);
 }
-
-/** The root of `FROM scratch`: an empty directory. */
-export const emptyRoot: FileTree = {
-  get: (path) =>
-    Promise.resolve(
-      path === "/"
-        ? {
-            type: "directory",
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: { seconds: 0, nanoseconds: 0 },
-            size: 0,
-            target: "",
-            xattrs: noXattrs,
-          }
-        : null,
-    ),
-  list: () => Promise.resolve([]),
-  read: () => {
-    throw new Error("an empty root has no files");
-  },
-};
