@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { constants, type Stats, statSync } from "node:fs";
+import { constants, lstatSync, lutimesSync, type Stats } from "node:fs";
 import { chmod, chown, type FileHandle, mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
@@ -136,11 +136,15 @@ export class FileBlobs implements ClusterStore {
     const blob = { digest: incoming.finish(expect.digest), sizeBytes: incoming.bytes };
     const path = this.#path(blob.digest);
     expect.written?.(blob);
+    const wasHere = isHere(path, blob.sizeBytes);
     const claimed = Promise.all([this.#claim(blob.digest), expect.confirm?.()]);
     // An unchanged context, for one, is there already; whether it still is counts once it is claimed.
-    const isHere = () => statSync(path, { throwIfNoEntry: false })?.size === blob.sizeBytes;
-    const here = isHere() && (await claimed, isHere());
-    if (!here) {
+    const here = wasHere && (await claimed, isHere(path, blob.sizeBytes));
+    if (here) {
+      // As if it had been stored now: what is old may go (deleteOlder).
+      const now = new Date();
+      lutimesSync(path, now, now);
+    } else {
       await Promise.all([incoming.sync(), claimed]);
       await incoming.moveTo(path);
     }
@@ -172,6 +176,12 @@ async function keepPart(incoming: IncomingFile, part: string): Promise<void> {
   } catch {
     // It begins anew then.
   }
+}
+
+/** Whether there is a file of this size; a name that leads to one is none. */
+function isHere(path: string, sizeBytes: number): boolean {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  return found?.isFile() === true && found.size === sizeBytes;
 }
 
 async function openBlob(path: string): Promise<FileHandle | null> {

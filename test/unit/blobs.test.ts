@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { chown, mkdir, mkdtemp, readdir, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
+import { chown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
@@ -71,6 +71,30 @@ test("a symlink in the place of a blob is not followed", async () => {
   await mkdir(join(directory, "sha256"));
   await symlink("/etc/hostname", join(directory, "sha256", digest.slice(7)));
   await expect(blobs.open(digest)).rejects.toMatchObject({ code: "ELOOP" });
+});
+
+test("what is there already is not stored again, and is as new; what only looks like it is replaced", async () => {
+  const path = join(directory, "sha256", digest.slice(7));
+  const put = () => blobs.put(source(), { digest, maxBytes: content.length });
+  await put();
+  const { ino } = await stat(path);
+  await utimes(path, 1, 1);
+  expect(await put()).toEqual({ digest, sizeBytes: content.length });
+  expect((await stat(path)).ino).toBe(ino);
+  await blobs.deleteOlder(60_000, new Map());
+  expect(await blobs.size(digest)).toBe(content.length);
+  const elsewhere = join(directory, "elsewhere");
+  for (const other of [Buffer.alloc(content.length), Buffer.from("cut short")]) {
+    await rm(path);
+    await writeFile(elsewhere, other);
+    await symlink(elsewhere, path);
+    await put();
+    expect((await collect(await blobs.open(digest))).equals(content)).toBe(true);
+    expect((await readFile(elsewhere)).equals(other)).toBe(true);
+  }
+  await writeFile(path, "cut short");
+  await put();
+  expect(await blobs.size(digest)).toBe(content.length);
 });
 
 test.runIf(process.getuid?.() === 0)(
