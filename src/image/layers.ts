@@ -305,6 +305,7 @@ export class LayerStore {
     const digests = [...new Set([...(before?.digests ?? []), digest])];
     // An image that is there may be mounted; it is the same.
     if (before === null) await rename(temporary, this.path(diffId));
+    else await this.#noteUse(diffId);
     this.#records.set(diffId, { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot });
     return converted;
   }

@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { chmodSync, chownSync, linkSync, lutimesSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
@@ -288,6 +288,26 @@ describe("storing", () => {
     expect(await layers.removeUnused(made.diffId, 0, () => undefined)).toBe(true);
     expect(await list()).toEqual([]);
     expect(await readdir(join(directory, "layers"))).toEqual([]);
+  });
+
+  test("an image that is made again is not old, though its blob is not stored yet", async () => {
+    const entries = [entry("f", { content: "1" })];
+    const { diffId } = await layers.create(entries);
+    const path = layers.path(diffId);
+    for (const file of [path, path.replace(/erofs$/, "json")]) await utimes(file, 1, 1);
+    const gate = Promise.withResolvers<undefined>();
+    const late = Object.assign(Object.create(blobs) as FileBlobs, {
+      put: async (...[source, expect]: Parameters<FileBlobs["put"]>) => {
+        const confirm = () => gate.promise.then(() => expect.confirm?.());
+        return blobs.put(source, { ...expect, confirm });
+      },
+    });
+    const next = new LayerStore(join(directory, "layers"), late);
+    const { layer, stored } = await next.make(entries);
+    expect(await next.removeUnused(diffId, 60_000, () => undefined)).toBe(false);
+    expect(await next.lowers([layer])).toEqual([path]);
+    gate.resolve(undefined);
+    await stored;
   });
 });
 
