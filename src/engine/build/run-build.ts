@@ -79,6 +79,7 @@ export async function runBuild(
       beside,
     };
     const built = await cachedStages(plan, state, request, AbortSignal.any([signal, beside.failed]));
+    means.sandboxes.holdOff();
     const [stored] = await Promise.all([store(means, writeImage(built.config, built.layers)), beside.end()]);
     const { cacheTo } = request;
     return {

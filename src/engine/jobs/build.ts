@@ -148,6 +148,7 @@ export const build: JobHandler = async (job, services, signal) => {
       AbortSignal.any([signal, timeout.signal]),
     );
     const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
+    sandboxes.holdOff();
     const [recorded] = await Promise.all([
       recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references),
       report.flush(),
