@@ -68,6 +68,13 @@ export class Pool {
     );
   }
 
+  /** What is ready for others, where there is no slot but those; now the caller's. null: nothing is. */
+  takeAny(template: SandboxTemplate | null): Waiting | null {
+    const any = () => true;
+    // One whose ids alone are of interest has no process with them.
+    return takeOut<Waiting>(this.#ready, any) ?? (template === null ? null : takeOut<Waiting>(this.#created, any));
+  }
+
   /** Something was started, which makes it likely to be started again. */
   started(template: SandboxTemplate): void {
     const { profile, network, process, limits } = template;

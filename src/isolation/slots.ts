@@ -51,14 +51,13 @@ export class Slots {
    * @throws BerthError `no_capacity` when every slot is used
    */
   take(template: SandboxTemplate | null): number {
-    const waiting = template === null ? null : this.#pool.take(template);
-    if (waiting !== null) {
-      this.#taken.set(waiting.slot, waiting);
-      return waiting.slot;
-    }
-    const slot = this.#claim();
-    if (slot === null) throw new BerthError("no_capacity", "This host has no room for more containers.");
-    return slot;
+    const ready = template === null ? null : this.#pool.take(template);
+    const slot = ready === null ? this.#claim() : null;
+    if (slot !== null) return slot;
+    const waiting = ready ?? this.#pool.takeAny(template);
+    if (waiting === null) throw new BerthError("no_capacity", "This host has no room for more containers.");
+    this.#taken.set(waiting.slot, waiting);
+    return waiting.slot;
   }
 
   /**

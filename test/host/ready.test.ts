@@ -1,5 +1,6 @@
 import { existsSync, readFileSync, watch } from "node:fs";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { usableSlots } from "../../src/isolation/plan/layout.ts";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "../support/leftovers.ts";
 import { readLog, TestHost, type Wish } from "../support/sandboxes.ts";
@@ -158,6 +159,33 @@ test("a worker that is killed leaves none that the next one does not remove", as
   await (await host.worker()).kill();
   await host.worker([first]);
   await host.remove(first);
+  await host.stop();
+  expect(leftovers(host)).toEqual([]);
+});
+
+test("the last slots of a host are given to whoever asks, whatever they are ready for", async () => {
+  const [all, left] = [usableSlots, 12];
+  const worker = await host.worker(
+    Array.from({ length: all - left }, (_, slot) => ({ id: `ctr_${String(slot)}`, slot })),
+  );
+  const usualOne = await start({ ...usual, process: { env: ["LEFT=1"] } });
+  // One as a build's, so that slots are ready for the next.
+  const other: Wish = { hostname: null, limits: { disk: 3 * 2 ** 30 } };
+  const otherOne = await start(other);
+  // All of the others: one has a sandbox like the first.
+  await expect.poll(() => host.preparedSlots(), { timeout: 10_000 }).toBe(left - 3);
+  const taken: number[] = [];
+  const spec = host.spec(0, { ...usual, process: { env: ["LEFT=2"] } });
+  for (let n = 0; n < left - 2; n++) {
+    taken.push(await worker.call<number>("takeSlot", ...(n < 4 ? [] : [spec])));
+  }
+  expect(new Set([...taken, usualOne.slot, otherOne.slot]).size).toBe(left);
+  await expect(worker.call("takeSlot")).rejects.toMatchObject({ code: "no_capacity" });
+  await expect(worker.call("takeSlot", spec)).rejects.toMatchObject({ code: "no_capacity" });
+  const last = await startOn(taken.pop() ?? -1, { ...usual, process: { env: ["LEFT=2"] } });
+  expect(await worker.call("probe", last.id)).toMatchObject({ state: "running" });
+  for (const slot of taken) await worker.call("freeSlot", slot);
+  for (const one of [usualOne, otherOne, last]) await host.remove(one);
   await host.stop();
   expect(leftovers(host)).toEqual([]);
 });
