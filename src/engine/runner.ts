@@ -115,12 +115,17 @@ export class JobRunner {
   }
 
   #run(job: ClaimedJob): void {
+    const before = this.#held.get(job.id);
     const held: Held = { job, abort: new AbortController(), cancelRequested: false, done: Promise.resolve() };
     this.#held.set(job.id, held);
     this.#running.add(held);
-    held.done = this.#attempt(held).finally(() => {
-      this.#held.delete(job.id);
-    });
+    // What an attempt has on the host is gone when it has ended, and not before: one that another host took over meanwhile.
+    before?.abort.abort(leaseLost());
+    held.done = (before?.done ?? Promise.resolve())
+      .then(() => this.#attempt(held))
+      .finally(() => {
+        if (this.#held.get(job.id) === held) this.#held.delete(job.id);
+      });
   }
 
   async #attempt(held: Held): Promise<void> {
@@ -163,7 +168,7 @@ export class JobRunner {
     );
     for (const held of asked) {
       const lease = kept.get(held.job.id);
-      if (lease === undefined) held.abort.abort(new BerthError("unavailable", "The lease is lost."));
+      if (lease === undefined) held.abort.abort(leaseLost());
       else if (lease.cancelRequested) {
         held.cancelRequested = true;
         held.abort.abort(new BerthError("cancelled", "It was cancelled."));
@@ -183,6 +188,10 @@ export class JobRunner {
       log.warn({ err: error }, "looking for jobs whose worker is gone failed");
     }
   }
+}
+
+function leaseLost(): BerthError {
+  return new BerthError("unavailable", "The lease is lost.");
 }
 
 /** A job that lost its worker is tried again, until its last attempt did that too: then it stays away from workers. */

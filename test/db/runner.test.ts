@@ -150,6 +150,42 @@ test("a runner lets go of a job that another host has taken over, and changes no
   expect(await row(id)).toMatchObject({ status: "running", attempt: held.attempt, result: null });
 });
 
+test("a job that comes back while its last attempt here still ends begins after that, and is held", async () => {
+  const ended = Promise.withResolvers<undefined>();
+  const begun: AbortSignal[] = [];
+  const again = Promise.withResolvers<undefined>();
+  let atOnceSeen = 0;
+  let running = 0;
+  run(async (_, _services, signal) => {
+    atOnceSeen = Math.max(atOnceSeen, ++running);
+    begun.push(signal);
+    if (begun.length === 2) again.resolve(undefined);
+    if (!signal.aborted) await once(signal, "abort");
+    if (begun.length === 1) await ended.promise;
+    running--;
+    throw signal.reason;
+  });
+  const id = await queue();
+  await expect.poll(() => begun.length).toBe(1);
+  // Another host has taken it over, and given it back.
+  await database.owner.begin(async (tx) => {
+    await tx`update jobs set epoch = epoch + 1, status = 'queued', host_id = null where id = ${id}`;
+    await wake(tx, topics.jobs);
+  });
+  await becomes(id, { status: "running", attempt: 2 });
+  await expect.poll(() => begun[0]?.aborted).toBe(true);
+  expect(begun).toHaveLength(1);
+  ended.resolve(undefined);
+  await again.promise;
+  expect(atOnceSeen).toBe(1);
+  // What is not held any more would not hear of it.
+  await database.owner.begin(async (tx) => {
+    await cancelJob(tx, projectId, id);
+    await wake(tx, topics.cancels);
+  });
+  await becomes(id, { status: "cancelled" });
+});
+
 test("what a job made is settled though every connection fails meanwhile", async () => {
   const begun = Promise.withResolvers<void>();
   const go = Promise.withResolvers<void>();
