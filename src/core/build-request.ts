@@ -38,6 +38,8 @@ export interface BuildRequest {
   cacheFrom?: string[];
   /** Where in a registry the build's own steps go; absent: nowhere. */
   cacheTo?: string;
+  /** Whether the image says itself which steps made its layers; absent: no. */
+  inlineCache?: boolean;
   limits: { cpus: number; memory: number; timeoutSeconds: number };
 }
 

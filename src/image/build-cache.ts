@@ -29,23 +29,26 @@ const manifestDocument = z.object({
   manifests: z.undefined().optional(),
 });
 
-const configDocument = z.strictObject({
-  /** Of the manifest's layers, in its order. */
-  diffIds: z.array(z.string().regex(digestPattern)).max(limits.layers),
-  steps: z
-    .array(
-      z.strictObject({
-        keys: z
-          .array(z.string().regex(/^[0-9a-f]{64}$/))
-          .min(1)
-          .max(limits.keys),
-        /** Its place among the layers; null: the step changed nothing. */
-        layer: z.int().min(0).nullable(),
-        created: z.iso.datetime(),
-      }),
-    )
-    .max(limits.steps),
-});
+/** The diff ids of a manifest's layers, in its order. */
+export const listedDiffIds = z.array(z.string().regex(digestPattern)).max(limits.layers);
+
+/** Steps as they are listed. */
+export const listedSteps = z
+  .array(
+    z.strictObject({
+      keys: z
+        .array(z.string().regex(/^[0-9a-f]{64}$/))
+        .min(1)
+        .max(limits.keys),
+      /** Its place among the layers; null: the step changed nothing. */
+      layer: z.int().min(0).nullable(),
+      created: z.iso.datetime(),
+    }),
+  )
+  .max(limits.steps);
+export type ListedSteps = z.infer<typeof listedSteps>;
+
+const configDocument = z.strictObject({ diffIds: listedDiffIds, steps: listedSteps });
 
 /** What a cache's manifest names: the list of steps, and layers. */
 export interface BuildCacheManifest {
@@ -74,17 +77,8 @@ export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
     places.set(name, place);
     return place;
   };
-  const groups = new Map<string, StepResult & { keys: string[] }>();
-  for (const [key, result] of results) {
-    const keys = (result.keys ?? [key]).toSorted();
-    groups.set(keys.join(" "), { ...result, keys });
-  }
-  const steps = [...groups]
-    .sort(([one], [other]) => (one < other ? -1 : 1))
-    .map(([, { keys, layer, created }]) => ({ keys, layer: layer === null ? null : placeOf(layer), created }));
-  if (layers.length > limits.layers || steps.length > limits.steps) {
-    throw invalidImage(`a build cache has at most ${String(limits.layers)} layers and ${String(limits.steps)} steps`);
-  }
+  const steps = listSteps(results, placeOf);
+  if (layers.length > limits.layers) throw tooMany();
   const config = Buffer.from(JSON.stringify({ diffIds: layers.map(({ diffId }) => diffId), steps }));
   const configDigest = digestOf(config);
   const manifest = Buffer.from(
@@ -98,12 +92,28 @@ export function writeBuildCache(results: ReadonlyMap<string, StepResult>): {
   return { manifest, config, configDigest, layers, steps: steps.length };
 }
 
+const tooMany = () =>
+  invalidImage(`a build cache has at most ${String(limits.layers)} layers and ${String(limits.steps)} steps`);
+
+/** The results as a list. The same ones are the same list. @throws BerthError `invalid_image` when they are too many. */
+export function listSteps(results: ReadonlyMap<string, StepResult>, placeOf: (layer: Layer) => number): ListedSteps {
+  const groups = new Map<string, StepResult & { keys: string[] }>();
+  for (const [key, result] of results) {
+    const keys = (result.keys ?? [key]).toSorted();
+    groups.set(keys.join(" "), { ...result, keys });
+  }
+  if (groups.size > limits.steps) throw tooMany();
+  return [...groups]
+    .sort(([one], [other]) => (one < other ? -1 : 1))
+    .map(([, { keys, layer, created }]) => ({ keys, layer: layer === null ? null : placeOf(layer), created }));
+}
+
 /** Names a layer by its claims, which need not be true of one blob. */
 export function layerName({ digest, diffId }: Pick<Layer, "digest" | "diffId">): string {
   return `${digest} ${diffId}`;
 }
 
-/** @throws BerthError `invalid_image` when it is anything but a build cache's manifest. */
+/** @throws BerthError `invalid_image` when it is anything but the manifest of a build cache, or of an image that may have one. */
 export function parseBuildCacheManifest(bytes: Uint8Array, contentType: string): BuildCacheManifest {
   const declared = contentType.split(";", 1)[0]?.trim().toLowerCase() ?? "";
   if (declared !== mediaTypes.ociManifest) {
@@ -111,7 +121,7 @@ export function parseBuildCacheManifest(bytes: Uint8Array, contentType: string):
   }
   if (bytes.length > limits.documentBytes) throw tooLarge("manifest");
   const { config, layers } = check(manifestDocument, parseJson(bytes, "manifest"), "manifest");
-  if (config.mediaType !== buildCacheType) {
+  if (config.mediaType !== buildCacheType && config.mediaType !== mediaTypes.ociConfig) {
     throw invalidImage(
       `its config has the media type ${JSON.stringify(config.mediaType)}, so it is no build cache of Berth's`,
     );
@@ -125,7 +135,14 @@ export function parseBuildCacheManifest(bytes: Uint8Array, contentType: string):
 
 /** The results by key; nothing of them has been checked against the layers' bytes. @throws BerthError `invalid_image`. */
 export function parseBuildCache({ layers }: BuildCacheManifest, config: Uint8Array): Map<string, StepResult> {
-  const { diffIds, steps } = check(configDocument, parseJson(config, "config"), "config");
+  return resultsOf(layers, check(configDocument, parseJson(config, "config"), "config"));
+}
+
+/** What a list of steps says of a manifest's layers. @throws BerthError `invalid_image` when the two don't agree */
+export function resultsOf(
+  layers: readonly Descriptor[],
+  { diffIds, steps }: { diffIds: readonly string[]; steps: ListedSteps },
+): Map<string, StepResult> {
   if (diffIds.length !== layers.length) {
     throw invalidImage(`its manifest has ${String(layers.length)} layers and its config ${String(diffIds.length)}`);
   }

@@ -20,11 +20,14 @@ export const CacheDestination = parsed((text) => {
 /** What the schemas of a build say of them. */
 export const descriptions = {
   cacheFrom:
-    "Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One " +
-    "that can't be had is a warning in the log.",
+    "Build caches in registries, as `cacheTo` makes them, or images that were built with `inlineCache`, to take finished steps " +
+    "from; the first that knows a step counts. One that can't be had is a warning in the log.",
   cacheTo:
     "Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the " +
     "log and the job's `result` say so, and the build succeeds all the same.",
+  inlineCache:
+    "Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is " +
+    "pushed. It has another digest than without.",
 };
 
 /** How references begin that have a registry. */

@@ -68,6 +68,7 @@ export const Build = z
     contexts: z.record(z.string(), z.string()).openapi({ example: { base: "docker-image://debian:12-slim" } }),
     cacheFrom: z.array(z.string()).openapi({ example: ["registry.example.com/team/web:cache"] }),
     cacheTo: z.string().nullable().openapi({ example: null }),
+    inlineCache: z.boolean(),
     warnings: z.array(
       z
         .object({
@@ -166,6 +167,7 @@ export const ArchiveOptions = z.strictObject({
     .refine((list) => list.length <= 10, "At most 10")
     .openapi({ type: "array", items: { type: "string" }, description: descriptions.cacheFrom }),
   cacheTo: CacheDestination.optional().openapi({ description: descriptions.cacheTo }),
+  inlineCache: flag(false).openapi({ description: descriptions.inlineCache }),
   cpus: z.coerce
     .number()
     .min(bounds.cpus[0])
@@ -213,6 +215,7 @@ const options = {
   pull: z.boolean().default(false).openapi({ description: descriptions.pull }),
   cacheFrom: z.array(CacheSource).max(10).default([]).openapi({ description: descriptions.cacheFrom }),
   cacheTo: CacheDestination.optional().openapi({ description: descriptions.cacheTo }),
+  inlineCache: z.boolean().default(false).openapi({ description: descriptions.inlineCache }),
   limits: z
     .strictObject({
       cpus: within(z.number(), bounds.cpus).default(usual.cpus).openapi({ description: "Cores." }),
@@ -294,5 +297,6 @@ export function buildView(row: BuildRow): z.infer<typeof Build> {
     contexts: request.contexts ?? {},
     cacheFrom: request.cacheFrom ?? [],
     cacheTo: request.cacheTo ?? null,
+    inlineCache: request.inlineCache ?? false,
   };
 }

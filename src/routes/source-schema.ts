@@ -101,7 +101,7 @@ export function sourceView(row: SourceRow, webhookUrl: string, withEnv: boolean)
   const { authSealed, registryAuthSealed, deploy, ...rest } = row;
   return {
     ...rest,
-    build: { contexts: {}, cacheFrom: [], ...row.build },
+    build: { contexts: {}, cacheFrom: [], inlineCache: false, ...row.build },
     hasAuth: authSealed !== null,
     hasRegistryAuth: registryAuthSealed !== null,
     deploy: deploy === null ? null : deployView(deploy, withEnv),

@@ -80,7 +80,7 @@ const dockerfile = [
 async function build(
   project: TestProject,
   options: Record<string, string>,
-  { page = "one", lines = dockerfile, password = "secret", cacheFrom = [] as string[] } = {},
+  { page = "one", lines = dockerfile, password = "secret", cacheFrom = [] as string[], args = [] as string[] } = {},
 ): Promise<Built> {
   const files = [
     entry("Dockerfile", { content: `${lines.join("\n")}\n` }),
@@ -92,6 +92,7 @@ async function build(
   // With a time of its own, so that what is run again makes the same image.
   const query = new URLSearchParams({ arg: "SOURCE_DATE_EPOCH=1700000000", ...options });
   for (const reference of cacheFrom) query.append("cacheFrom", reference);
+  for (const arg of args) query.append("arg", arg);
   const response = await host.api.app.request(`/v1/builds?${query.toString()}`, {
     method: "POST",
     headers: {
@@ -144,9 +145,19 @@ async function ask(path: string, more: RequestInit = {}): Promise<Response> {
   return fetch(`http://${registry.host}/v2/team/web/${path}`, { ...more, headers });
 }
 
-async function readCache(tag: string): Promise<{ manifest: CacheManifest; config: CacheDocument }> {
+async function push(reference: string, destination: string): Promise<void> {
+  const asked = { reference, destination, auth: { username: "ada", password: "secret" } };
+  const pushed = await host.ask<{ status: string }>("POST", "/v1/images/push", asked, { prefer: "wait=60" });
+  expect(pushed.body.status).toBe("succeeded");
+}
+
+async function readManifest(tag: string): Promise<CacheManifest> {
   const accept = mediaTypes.ociManifest;
-  const manifest = (await (await ask(`manifests/${tag}`, { headers: { accept } })).json()) as CacheManifest;
+  return (await (await ask(`manifests/${tag}`, { headers: { accept } })).json()) as CacheManifest;
+}
+
+async function readCache(tag: string): Promise<{ manifest: CacheManifest; config: CacheDocument }> {
+  const manifest = await readManifest(tag);
   const config = (await (await ask(`blobs/${manifest.config.digest}`)).json()) as CacheDocument;
   return { manifest, config };
 }
@@ -339,11 +350,45 @@ test("naming another project's layer gives nothing of it, though the host has it
   expect(thief.log).toContain(`the cache ${claim} is not used any more. `);
 });
 
+test("an image that was built as its own cache gives its steps to who names it; another gives none", async () => {
+  // A stage whose layers are not in the image, and steps of the image that make a layer, or none.
+  const lines = [...dockerfile.slice(0, 4), "COPY busybox /again", ...dockerfile.slice(4), "WORKDIR /"];
+  const names = { inline: "inline:1", plain: "plain:1" };
+  const inline = await build(host.project, { inlineCache: "true", tag: names.inline }, { lines });
+  const plain = await build(host.project, { tag: names.plain }, { lines });
+  expect(inline).toMatchObject({ status: "succeeded", error: null });
+  expect(plain).toMatchObject({ status: "succeeded", done: [] });
+  expect(plain.image).not.toEqual(inline.image);
+  // By BuildKit's own argument it is the same image; an unchanged build is, too.
+  const again = await build(host.project, { tag: "again:1" }, { lines, args: ["BUILDKIT_INLINE_CACHE=1"] });
+  expect(again.image).toEqual(inline.image);
+  for (const [tag, reference] of Object.entries(names)) await push(reference, at(tag));
+
+  const project = await host.api.project("inline");
+  const cached = await build(project, { tag: "web:1" }, { lines, cacheFrom: [at("inline")] });
+  // The other stage is made again; what the image has of it is known by its content.
+  expect(cached).toMatchObject({
+    status: "succeeded",
+    done: ["COPY busybox", 'RUN ["/bin/busybox",'],
+    image: plain.image,
+  });
+  const { layers } = await imageOf(project, "web:1");
+  const { config } = await readManifest("inline");
+  expect(fetched(cached).sort()).toEqual([config.digest, ...layers.map(({ digest }) => digest)].sort());
+  // What it was told stays with who names it.
+  const told = await host.api.database.owner`
+    select result->>'from' as "from" from build_cache where project_id = ${project.id} and result ? 'from'`;
+  expect(new Set(told.map(({ from }) => from as string))).toEqual(new Set([at("inline")]));
+
+  const without = await build(await host.api.project("plain"), {}, { lines, cacheFrom: [at("plain")] });
+  expect(without.status).toBe("succeeded");
+  expect(without.done).toHaveLength(6);
+  expect(without.log).toContain(`warning: the cache ${at("plain")} is not used. `);
+});
+
 test("the users are for private base images too", async () => {
   await build(host.project, { tag: "base:1" }, { lines: ["FROM scratch", "COPY page /page"] });
-  const pushed = { reference: "base:1", destination: at("base"), auth: { username: "ada", password: "secret" } };
-  const push = await host.ask<{ status: string }>("POST", "/v1/images/push", pushed, { prefer: "wait=60" });
-  expect(push.body.status).toBe("succeeded");
+  await push("base:1", at("base"));
   const project = await host.api.project("private-base");
   const lines = [`FROM ${at("base")}`, "COPY page /again"];
   const denied = await build(project, {}, { lines, password: "hunter2" });

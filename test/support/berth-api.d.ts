@@ -1204,6 +1204,7 @@ export interface components {
             cacheFrom: string[];
             /** @example null */
             cacheTo: string | null;
+            inlineCache: boolean;
             warnings: components["schemas"]["BuildWarning"][];
             steps: components["schemas"]["BuildStep"][];
             error: components["schemas"]["ShownError"];
@@ -1380,7 +1381,7 @@ export interface components {
              */
             pull?: boolean;
             /**
-             * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+             * @description Build caches in registries, as `cacheTo` makes them, or images that were built with `inlineCache`, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
              * @default []
              */
             cacheFrom?: string[];
@@ -1389,6 +1390,11 @@ export interface components {
              * @example registry.example.com/team/web:cache
              */
             cacheTo?: string;
+            /**
+             * @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without.
+             * @default false
+             */
+            inlineCache?: boolean;
             /**
              * @default {
              *       "cpus": 2,
@@ -1502,7 +1508,7 @@ export interface components {
              */
             pull?: boolean;
             /**
-             * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+             * @description Build caches in registries, as `cacheTo` makes them, or images that were built with `inlineCache`, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
              * @default []
              */
             cacheFrom?: string[];
@@ -1511,6 +1517,11 @@ export interface components {
              * @example registry.example.com/team/web:cache
              */
             cacheTo?: string;
+            /**
+             * @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without.
+             * @default false
+             */
+            inlineCache?: boolean;
             /**
              * @default {
              *       "cpus": 2,
@@ -1891,7 +1902,7 @@ export interface components {
                  */
                 pull?: boolean;
                 /**
-                 * @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
+                 * @description Build caches in registries, as `cacheTo` makes them, or images that were built with `inlineCache`, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log.
                  * @default []
                  */
                 cacheFrom?: string[];
@@ -1900,6 +1911,11 @@ export interface components {
                  * @example registry.example.com/team/web:cache
                  */
                 cacheTo?: string;
+                /**
+                 * @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without.
+                 * @default false
+                 */
+                inlineCache?: boolean;
                 /**
                  * @default {
                  *       "cpus": 2,
@@ -3075,10 +3091,12 @@ export interface operations {
                 noCache?: boolean;
                 /** @description Ask the registry again for base images that are there. */
                 pull?: boolean;
-                /** @description Build caches in registries, as `cacheTo` makes them, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log. */
+                /** @description Build caches in registries, as `cacheTo` makes them, or images that were built with `inlineCache`, to take finished steps from; the first that knows a step counts. One that can't be had is a warning in the log. */
                 cacheFrom?: string[];
                 /** @description Registry, repository and tag to publish the build's steps at, for the `cacheFrom` of other builds. When that fails the log and the job's `result` say so, and the build succeeds all the same. */
                 cacheTo?: string;
+                /** @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without. */
+                inlineCache?: boolean;
                 /** @description Cores. */
                 cpus?: number;
                 /** @description Bytes. */

@@ -96,7 +96,11 @@ test("a manifest of anything else is refused, and so is one that says two things
     [{}, mediaTypes.dockerManifest, /media type .*docker/],
     [{ mediaType: mediaTypes.ociIndex }, mediaTypes.ociManifest, /wrong at mediaType/],
     [{ manifests: [] }, mediaTypes.ociManifest, /wrong at manifests/],
-    [{ config: { ...config, mediaType: mediaTypes.ociConfig } }, mediaTypes.ociManifest, /no build cache of Berth's/],
+    [
+      { config: { ...config, mediaType: mediaTypes.dockerConfig } },
+      mediaTypes.ociManifest,
+      /no build cache of Berth's/,
+    ],
     [{ config }, mediaTypes.ociManifest, /larger than 1 MiB/],
     [{ layers: [layer] }, mediaTypes.ociManifest, /"text\/html"/],
     [{ layers: new Array(2_001).fill(layer) }, mediaTypes.ociManifest, /wrong at layers/],

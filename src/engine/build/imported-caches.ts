@@ -2,7 +2,8 @@ import type { StepResult } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { Layer } from "../../core/image.ts";
 import { type ImageReference, parseRegistryReference } from "../../core/reference.ts";
-import { layerName, parseBuildCache, parseBuildCacheManifest } from "../../image/build-cache.ts";
+import { layerName } from "../../image/build-cache.ts";
+import { readCache } from "../../image/inline-cache.ts";
 import type { Repository } from "../../image/repository.ts";
 import { Turns } from "../../image/turns.ts";
 import type { BuildMeans } from "./ports.ts";
@@ -166,8 +167,7 @@ export class ImportedCaches {
     try {
       const auth = this.#means.registryAuth.get(reference.registry) ?? null;
       const { repository, manifest } = await this.#means.registry.resolve(reference, auth, signal);
-      const listed = parseBuildCacheManifest(manifest.bytes, manifest.mediaType);
-      const results = parseBuildCache(listed, await repository.document(listed.config, signal));
+      const results = await readCache(repository, manifest, signal);
       this.#report.line(0, "info", `#0 cache: ${text} knows ${new Set(results.values()).size} steps`);
       return { reference: text, repository, results };
     } catch (error) {

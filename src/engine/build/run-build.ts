@@ -24,6 +24,7 @@ import { datedLayers } from "./dated-layers.ts";
 import { hostDecompress } from "./decompress-program.ts";
 import { type CacheExport, exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
+import { inlineCache } from "./inline-cache.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 import { tarContext } from "./tar-context.ts";
@@ -80,7 +81,8 @@ export async function runBuild(
     };
     const built = await cachedStages(plan, state, request, AbortSignal.any([signal, beside.failed]));
     means.sandboxes.holdOff();
-    const [stored] = await Promise.all([store(means, writeImage(built.config, built.layers)), beside.end()]);
+    const config = { ...built.config, ...inlineCache(request, built, epoch, report) };
+    const [stored] = await Promise.all([store(means, writeImage(config, built.layers)), beside.end()]);
     const { cacheTo } = request;
     return {
       ...stored,
