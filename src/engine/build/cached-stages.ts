@@ -33,9 +33,9 @@ export async function cachedStages(
     const built = await builtWith(references, plan, state, noCache, signal);
     if (!(built instanceof CacheFailure)) return built;
     const { reference, message } = built;
+    state.report.line(0, "info", `#0 warning: the cache ${reference} is not used any more. ${message}`);
     // What this try has made is found by the next one, which gives its sandboxes the same ids.
     await Promise.all([state.beside.settled(), state.means.leaving.settled()]);
-    state.report.line(0, "info", `#0 warning: the cache ${reference} is not used any more. ${message}`);
     references = references.filter((other) => other !== reference);
   }
 }
