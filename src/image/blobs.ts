@@ -1,3 +1,4 @@
+import type { FileHandle } from "node:fs/promises";
 import type { Readable } from "node:stream";
 
 export interface PutExpectation {
@@ -33,6 +34,8 @@ export interface BlobStore {
    * @throws BerthError `not_found`, `blob_store_error`; the stream with `digest_mismatch`, `blob_store_error`.
    */
   open(digest: string, range?: ByteRange): Promise<Readable>;
+  /** The blob as a file of this machine, which stays whole while it is open; null: there is none. */
+  file(digest: string): Promise<FileHandle | null>;
   /** @throws BerthError `digest_mismatch`, `body_too_large`, `disk_full`, `blob_store_error`, or the source's error. */
   put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob>;
   /** Removes from this machine what lay there for so long without being of use: unfinished blobs, copies. */

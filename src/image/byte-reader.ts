@@ -3,9 +3,15 @@ export class ByteReader {
   readonly #source: AsyncIterator<Uint8Array>;
   #chunk: Buffer = Buffer.alloc(0);
   #offset = 0;
+  #before = 0;
 
   constructor(source: AsyncIterable<Uint8Array>) {
     this.#source = source[Symbol.asyncIterator]();
+  }
+
+  /** Bytes of the stream that have been read. */
+  get position(): number {
+    return this.#before + this.#offset;
   }
 
   /** `length` bytes when they are buffered in one piece, a view of them; otherwise undefined. */
@@ -35,6 +41,7 @@ export class ByteReader {
     while (this.#offset === this.#chunk.length) {
       const next = await this.#source.next();
       if (next.done === true) return null;
+      this.#before += this.#chunk.length;
       this.#chunk = Buffer.from(next.value.buffer, next.value.byteOffset, next.value.byteLength);
       this.#offset = 0;
     }

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
 import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
@@ -55,6 +56,10 @@ export class CachedBlobs implements BlobStore {
     const stream = Readable.from(range === undefined ? verified(bytes, digest) : bytes, { objectMode: false });
     // Also what waits for a silent server ends with its reader.
     return stream.once("close", () => abort.abort(new Error("the reader is gone")));
+  }
+
+  file(digest: string): Promise<FileHandle | null> {
+    return this.near.file(digest);
   }
 
   async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {

@@ -45,6 +45,10 @@ export class FileBlobs implements ClusterStore {
     return file.createReadStream({ highWaterMark: chunk, ...range });
   }
 
+  async file(digest: string): Promise<FileHandle | null> {
+    return openBlob(this.#path(digest));
+  }
+
   async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {
     const incoming = await this.#begin();
     try {

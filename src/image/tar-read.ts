@@ -21,10 +21,13 @@ const types: Readonly<Record<string, EntryType>> = {
 /**
  * Reads a tar (v7, ustar, pax, GNU) entry by entry, names and values exact to the byte. An entry's content that was not
  * read is skipped. Reads the stream to its end, also past the end of the archive, so that whoever hashes it sees all.
+ * When an entry comes, the reader's position is where its content begins.
  * @throws BerthError `invalid_image` when it is damaged, ends early, or holds sparse files.
  */
-export async function* readTar(source: AsyncIterable<Uint8Array>): AsyncGenerator<LayerEntry, void, undefined> {
-  const reader = new ByteReader(source);
+export async function* readTar(
+  source: AsyncIterable<Uint8Array> | ByteReader,
+): AsyncGenerator<LayerEntry, void, undefined> {
+  const reader = source instanceof ByteReader ? source : new ByteReader(source);
   try {
     for (;;) {
       const head = await readHeaders(reader);

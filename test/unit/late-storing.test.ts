@@ -43,6 +43,7 @@ async function build(late: () => Promise<void>) {
   const store = Object.assign(Object.create(blobs) as FileBlobs, {
     size: (wanted: string) => blobs.size(wanted),
     open: (wanted: string) => blobs.open(wanted),
+    file: (wanted: string) => blobs.file(wanted),
     put: (source: AsyncIterable<Uint8Array>, expect: PutExpectation) =>
       blobs.put(source, {
         ...expect,

@@ -3,7 +3,7 @@ import { Socket } from "node:net";
 import { constants } from "node:os";
 import { pipeline, Readable } from "node:stream";
 import { BerthError } from "../../core/errors.ts";
-import { decompress } from "../../image/compress.ts";
+import { decompress, detectCompression } from "../../image/compress.ts";
 import { openPipe, spawn } from "../../isolation/apply/spawn.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { Decompress } from "./archive.ts";
@@ -18,8 +18,16 @@ const formats = [
     args: ["-dc", "--threads=1", "--memlimit-decompress=256MiB"],
   },
 ];
-const magicLength = 6;
+/** So many bytes tell. */
+export const magicLength = 6;
 const limits = { fileBytes: 0, addressBytes: 2 ** 30, processes: 4 };
+
+/** Whether what begins so is compressed, in a way that `hostDecompress` knows. */
+export function isCompressed(start: Uint8Array): boolean {
+  return (
+    detectCompression(start) !== "none" || formats.some(({ magic }) => magic.equals(start.subarray(0, magic.length)))
+  );
+}
 
 /** gzip and zstd in this process, bzip2 and xz by the host's programs: as an id of a slot, without network and files. */
 export function hostDecompress(sandboxes: Pick<Sandboxes, "takeSlot" | "idBaseOf" | "freeSlot">): Decompress {

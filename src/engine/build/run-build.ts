@@ -1,3 +1,4 @@
+import type { FileHandle } from "node:fs/promises";
 import { Readable } from "node:stream";
 import { parseDockerfile } from "../../build/dockerfile.ts";
 import { IgnoreRules } from "../../build/ignore.ts";
@@ -21,13 +22,16 @@ import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { datedLayers } from "./dated-layers.ts";
-import { hostDecompress } from "./decompress-program.ts";
+import { hostDecompress, isCompressed, magicLength } from "./decompress-program.ts";
 import { type CacheExport, exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
 import { inlineCache } from "./inline-cache.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
 import { tarContext } from "./tar-context.ts";
+
+/** A context is read in pieces of this many bytes. */
+const readSize = 256 << 10;
 
 /** Programs of one build that run at the same time. */
 const runsAtOnce = 2;
@@ -54,9 +58,7 @@ export async function runBuild(
 ): Promise<BuiltImage> {
   const { source } = request;
   const digest = await contextDigest(source, means, report, signal);
-  const plain = hostDecompress(means.sandboxes);
-  const tar = abortable(plain(await means.blobs.open(digest)), signal);
-  const context = await readContext(tar, `${means.scratch}/context`);
+  const context = await readBlob(digest, means, signal);
   const beside = new Beside();
   try {
     report.line(0, "info", `#0 context: ${context.files} entries, ${context.bytes} bytes`);
@@ -109,6 +111,30 @@ async function contextDigest(
       return gitContext(source, means, report, signal);
     case "tar":
       return tarContext(source, means, report, signal);
+  }
+}
+
+/** The context whose tar is in the blob store. A plain one that is here as a file is read where it is, and not copied. */
+async function readBlob(digest: string, means: BuildMeans, signal: AbortSignal): Promise<Context> {
+  const file = await means.blobs.file(digest);
+  if (file !== null && (await isPlain(file))) return readContext(abortable(piecesOf(file), signal), file);
+  await file?.close();
+  const plain = hostDecompress(means.sandboxes);
+  const tar = abortable(plain(await means.blobs.open(digest)), signal);
+  return readContext(tar, `${means.scratch}/context`);
+}
+
+async function isPlain(file: FileHandle): Promise<boolean> {
+  const { bytesRead, buffer } = await file.read(Buffer.alloc(magicLength), 0, magicLength, 0);
+  return !isCompressed(buffer.subarray(0, bytesRead));
+}
+
+async function* piecesOf(file: FileHandle): AsyncGenerator<Uint8Array, void, undefined> {
+  for (let position = 0; ; ) {
+    const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize, position);
+    if (bytesRead === 0) return;
+    position += bytesRead;
+    yield buffer.subarray(0, bytesRead);
   }
 }
 
