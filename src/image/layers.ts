@@ -322,8 +322,13 @@ export class LayerStore {
     // Two builds may make the same layer at the same time.
     const unfinished = `${recordFile}.${randomUUID()}.tmp`;
     await syncFile(this.path(diffId)).catch(diskError);
-    await writeFile(unfinished, JSON.stringify(record)).catch(diskError);
-    await rename(unfinished, recordFile);
+    try {
+      await writeFile(unfinished, JSON.stringify(record)).catch(diskError);
+      await rename(unfinished, recordFile);
+    } catch (error) {
+      await rm(unfinished, { force: true });
+      throw error;
+    }
   }
 
   /** The record of a whole image of this version; null when it is missing, cut short or old. */

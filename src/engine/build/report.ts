@@ -90,6 +90,11 @@ export class BuildReport {
     this.#timer = null;
     this.#writing = this.#writing.then(() => this.#write());
     await this.#writing;
+    this.check();
+  }
+
+  /** @throws what a write threw before; nothing is written any more then */
+  check(): void {
     if (this.#failure !== null) throw this.#failure;
   }
 

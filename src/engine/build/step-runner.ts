@@ -16,6 +16,7 @@ import { copyLayer } from "./copy-layer.ts";
 import { type CopySource, originSource } from "./copy-source.ts";
 import { hostDecompress } from "./decompress-program.ts";
 import { Destination } from "./destination.ts";
+import { atStep } from "./errors.ts";
 import type { FileTree } from "./file-entry.ts";
 import { mountedContents } from "./mounted-content.ts";
 import { type StepMounts, withMounts } from "./mounts.ts";
@@ -47,13 +48,20 @@ export async function layerOf(
   below: readonly Layer[],
 ): Promise<StepResult & { cached: boolean }> {
   const { results } = state;
+  const keep = (key: string, result: StepResult): void => {
+    const kept = results.keep(key, result).catch((error: unknown) => {
+      // The steps that go on meanwhile are not to blame.
+      throw atStep(error, step);
+    });
+    state.beside.add(kept);
+  };
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
     state.means.sandboxes.holdOff();
     const key = stepKey(chainKey(below), step, await content(), state.epoch);
     const known = await results.find(key);
     if (known !== null) {
-      for (const other of keys) state.beside.add(results.keep(other, { ...known, keys: [other, key] }));
+      for (const other of keys) keep(other, { ...known, keys: [other, key] });
       return { ...known, cached: true };
     }
     keys.push(key);
@@ -63,7 +71,7 @@ export async function layerOf(
   const made = await perform(state, step, below);
   const result = { layer: made?.layer ?? null, created, ...(keys.length > 1 ? { keys } : {}) };
   results.note(keys, result, made);
-  for (const key of keys) state.beside.add(results.keep(key, result));
+  for (const key of keys) keep(key, result);
   return { ...result, cached: false };
 }
 

@@ -149,6 +149,8 @@ export const build: JobHandler = async (job, services, signal) => {
     );
     const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
     sandboxes.holdOff();
+    // A build that is to fail for its log moves no name.
+    report.check();
     const [recorded] = await Promise.all([
       recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references),
       report.flush(),
