@@ -133,7 +133,7 @@ export class FileBlobs implements ClusterStore {
 
   async #begin(): Promise<IncomingFile> {
     const owner = await this.#prepare();
-    return IncomingFile.create(join(this.#uploads, randomUUID()), process.getuid?.() === 0 ? owner : undefined);
+    return new IncomingFile(join(this.#uploads, randomUUID()), process.getuid?.() === 0 ? owner : undefined);
   }
 
   async #keep(incoming: IncomingFile, expect: Omit<PutExpectation, "maxBytes">): Promise<StoredBlob> {
