@@ -30,7 +30,7 @@ async function convert(entries: LayerEntry[]): Promise<{ path: string; converted
 async function lookUp(path: string, names: string[]): Promise<Lookup[]> {
   const reader = await ErofsReader.open(path);
   try {
-    return await Promise.all(names.map((name) => reader.lookup(name.split("/"))));
+    return names.map((name) => reader.lookup(name.split("/")));
   } finally {
     await reader.close();
   }
