@@ -108,9 +108,8 @@ test("a layer that can't be stored fails the build at its own line, which rememb
   const second = Promise.withResolvers<undefined>();
   let late = 0;
   const { built } = await build(async () => {
-    if (++late === 2) return second.resolve(undefined);
-    await second.promise;
-    throw new BerthError("disk_full", "The host's disk is full.");
+    if (++late === 2) second.resolve(undefined);
+    else throw await second.promise.then(() => new BerthError("disk_full", "The host's disk is full."));
   });
   await expect(built).rejects.toMatchObject({ code: "disk_full", facts: { line: 2 } });
   // The other layer is stored.
