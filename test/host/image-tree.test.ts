@@ -125,3 +125,37 @@ test("any stack of layers, with whiteouts, opaque directories, and files where d
     { numRuns: 150 },
   );
 });
+
+test("what is still read when a build ends can be read to its end, and is closed then", async () => {
+  const content = "0123456789".repeat(200_000);
+  const paths = await layers.lowers([await layers.create([entry("large", { content })])]);
+  const begun = Promise.withResolvers<FileTree>();
+  const ended = Promise.withResolvers<undefined>();
+  const read = async (tree: FileTree): Promise<string> => {
+    const found = await tree.get("/large");
+    const parts: Uint8Array[] = [];
+    if (found !== null) for await (const part of tree.read("/large", found)) parts.push(part);
+    return Buffer.concat(parts).toString();
+  };
+  const reading = images.with(paths, async (tree) => {
+    begun.resolve(tree);
+    await ended.promise;
+    return read(tree);
+  });
+  const tree = await begun.promise;
+  await images.close();
+  ended.resolve(undefined);
+  expect(await reading).toBe(content);
+  await expect(read(tree)).rejects.toThrow();
+});
+
+test("directories with many names and many directories are seen whole, whatever is kept of them", async () => {
+  const names = (directory: string, count: number) =>
+    Array.from({ length: count }, (_, n) => entry(`${directory}/${String(n)}`));
+  const large = [1, 2, 3, 4, 5, 6].flatMap((n) => names(`large${String(n)}`, 12_000));
+  const many = Array.from({ length: 100 }, (_, n) => names(`many/${String(n)}/a/b`, 3)).flat();
+  const paths = await layers.lowers([await layers.create(large), await layers.create(many)]);
+  const found = await seen(await images.tree(paths));
+  // The root, 6 directories of 12,000 files, and 100 of 3 in 2 more, in one.
+  expect(Object.keys(found)).toHaveLength(1 + 6 * 12_001 + 1 + 100 * (3 + 3));
+});

@@ -121,7 +121,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
           if (found === undefined) throw new BerthError("image_not_found", `There is no ${reference}.`);
           return Promise.resolve(found);
         },
-        withRoot: async (paths, use) => use(await opened.tree(paths)),
+        withRoot: (paths, use) => opened.with(paths, use),
         gitAuth: null,
         secrets: new Map(Object.entries(order.secrets ?? {})),
         outbound,

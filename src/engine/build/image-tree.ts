@@ -6,8 +6,8 @@ import { smallFile } from "../../image/small-file.ts";
 import type { FileEntry, FileTree } from "./file-entry.ts";
 
 const readSize = 1 << 20;
-/** Directories that are kept: those of one COPY are looked at again and again. */
-const maxDirectories = 64;
+/** Directories that are kept: those of one COPY are looked at again and again. A name takes 100 bytes and more. */
+const kept = { directories: 64, names: 50_000, atLeast: 4 };
 /** Roots that are kept: where a build copies from, and what it copies to. */
 const maxTrees = 8;
 
@@ -20,6 +20,8 @@ interface ImageEntry extends FileEntry {
 /** A directory as several layers have it, the topmost first; its attributes are that one's. */
 interface MergedDirectory {
   entry: ImageEntry;
+  /** Of all parts, hidden ones too. */
+  names: number;
   parts: readonly { layer: ErofsReader; entries: ReadonlyMap<ByteString, DirectoryEntry> }[];
 }
 
@@ -31,6 +33,8 @@ export class ImageTree implements FileTree<ImageEntry> {
   /** Topmost first. */
   readonly #layers: readonly ErofsReader[];
   readonly #directories = new Map<ByteString, MergedDirectory>();
+  /** Of all of these. */
+  #names = 0;
   readonly #pauses = new Pauses();
 
   /** @param layers lowest first; they stay the caller's. */
@@ -88,17 +92,27 @@ export class ImageTree implements FileTree<ImageEntry> {
     // The last one is the one that was used last.
     this.#directories.delete(path);
     this.#directories.set(path, directory);
-    for (const [oldest] of this.#directories) {
-      if (this.#directories.size > maxDirectories) this.#directories.delete(oldest);
-    }
+    if (known === undefined) this.#trim(directory);
     return directory;
+  }
+
+  /** Forgets what was not used for longest; of the last few, which are read in turns, none. */
+  #trim(added: MergedDirectory): void {
+    this.#names += added.names;
+    for (const [path, { names }] of this.#directories) {
+      const { size } = this.#directories;
+      if (size <= kept.atLeast || (size <= kept.directories && this.#names <= kept.names)) return;
+      this.#directories.delete(path);
+      this.#names -= names;
+    }
   }
 
   #merge(path: ByteString): MergedDirectory | null {
     const found = path === "/" ? this.#roots() : this.#named(path);
     const [top] = found;
     if (top === undefined) return null;
-    return { entry: top, parts: found.map(({ layer, node }) => ({ layer, entries: layer.entries(node) })) };
+    const parts = found.map(({ layer, node }) => ({ layer, entries: layer.entries(node) }));
+    return { entry: top, names: parts.reduce((sum, { entries }) => sum + entries.size, 0), parts };
   }
 
   #roots(): ImageEntry[] {
@@ -148,10 +162,23 @@ function entryOf(layer: ErofsReader, node: FoundNode): ImageEntry {
   };
 }
 
-/** The images that a build looks into: each is opened once, and closed with the build. */
+/** The images that a build looks into: each is opened once, and closed with the build, or when nobody reads it any more. */
 export class OpenImages {
   readonly #readers = new Map<string, Promise<ErofsReader>>();
   readonly #trees = new Map<string, ImageTree>();
+  #users = 0;
+  #closed = false;
+
+  /** Lends `use` the root that these images make, which can be read until it is done, also when it ends after the build. */
+  async with<T>(paths: readonly string[], use: (root: FileTree) => Promise<T>): Promise<T> {
+    this.#users++;
+    try {
+      return await use(await this.tree(paths));
+    } finally {
+      this.#users--;
+      if (this.#closed) await this.close();
+    }
+  }
 
   /** The root that these images (paths, lowest first) make. */
   async tree(paths: readonly string[]): Promise<FileTree> {
@@ -163,7 +190,10 @@ export class OpenImages {
     return tree;
   }
 
+  /** Idempotent. What is read now is closed after it. */
   async close(): Promise<void> {
+    this.#closed = true;
+    if (this.#users > 0) return;
     for (const reader of await Promise.allSettled(this.#readers.values())) {
       if (reader.status === "fulfilled") await reader.value.close();
     }

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, readdir, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { fileKey } from "../../build/keys.ts";
+import type { BuildRequest } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { BuildPayload } from "../../core/job.ts";
 import { formatPlatform } from "../../core/platform.ts";
@@ -18,17 +19,15 @@ import {
 } from "../../db/build-runs.ts";
 import { projectHasLayer } from "../../db/image-records.ts";
 import { type ClaimedJob, holdsJob } from "../../db/leases.ts";
-import { HttpClient } from "../../image/http.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import { pullLayer } from "../../image/pull.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import { armFailpoint } from "../../isolation/failpoint.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
-import { Beside } from "../build/beside.ts";
-import { OpenImages } from "../build/image-tree.ts";
 import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
 import { runBuild } from "../build/run-build.ts";
+import { Workplace } from "../build/workplace.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
 import type { Services } from "../services.ts";
@@ -48,9 +47,6 @@ export async function clearBuildScratch(dataDir: string, sandboxes: Pick<Sandbox
   await rm(directory, { recursive: true, force: true });
 }
 
-/** How long a server that a build downloads from may be silent. */
-const downloadIdleMs = 30_000;
-
 /** What came with the build for its secret mounts, by id. */
 async function sealedSecrets(job: ClaimedJob, services: Services): Promise<ReadonlyMap<string, string>> {
   const { secrets } = job.payload as BuildPayload;
@@ -66,30 +62,21 @@ async function sealedRegistryAuth(job: ClaimedJob, services: Services): Promise<
   return new Map(Object.entries(opened));
 }
 
-/** Builds an image from an uploaded context or a git repository and tags it. */
-export const build: JobHandler = async (job, services, signal) => {
+/** What a build's steps are given of the host and the database. */
+function meansOf(
+  job: ClaimedJob,
+  services: Services,
+  { id: buildId, request }: { id: string; request: BuildRequest },
+  { scratch, outbound, http, images, leaving }: Workplace,
+  sealed: Pick<BuildMeans, "gitAuth" | "secrets" | "registryAuth">,
+): BuildMeans {
   const { connection, config, blobs, layers, registry, sandboxes } = services;
   const { db } = connection;
   const reach = armFailpoint(config.failpoint);
-  const begun = await beginBuild(db, job);
-  if (begun === null) throw new BerthError("not_found", "The build is gone.");
-  reach("build.begun");
-  const { id: buildId, request, nextSeq } = begun;
-  const gitAuth = await credentials(job, services);
-  const secrets = await sealedSecrets(job, services);
-  const registryAuth = await sealedRegistryAuth(job, services);
-  const { limits } = request;
-  const references = request.tags.map(parseReference);
-  const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
-  const timeout = new AbortController();
-  const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
-  const scratch = `${buildScratch(config.dataDir)}/${randomUUID()}`;
-  const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
-  const outbound = new OutboundPolicy(config.outboundAllow);
-  const http = new HttpClient(outbound, downloadIdleMs);
-  const images = new OpenImages();
-  const leaving = new Beside();
-  const means: BuildMeans = {
+  const held = (holds: boolean): void => {
+    if (!holds) throw leaseLost();
+  };
+  return {
     blobs,
     layers,
     sandboxes,
@@ -105,57 +92,73 @@ export const build: JobHandler = async (job, services, signal) => {
       find: (url) => findCachedFile(db, job.projectId, fileKey(url)),
       keep: (url, file) => keepCachedFile(db, job, fileKey(url), file),
     },
-    image: async ({ reference, platform }, abort) => {
-      const auth = registryAuth.get(hubReference(parseReference(reference)).registry);
+    image: async ({ reference, platform }, signal) => {
+      const auth = sealed.registryAuth.get(hubReference(parseReference(reference)).registry);
       const { image } = await ensureImage(services, job.projectId, reference, {
         pull: request.pull ? "always" : "missing",
         platform: formatPlatform(platform),
         ...(auth === undefined ? {} : { auth }),
-        signal: abort,
+        signal,
         held: (tx) => holdsJob(tx, job),
       });
       return image;
     },
-    withRoot: async (paths, use) => use(await images.tree(paths)),
+    withRoot: (paths, use) => images.with(paths, use),
     outbound,
     http,
-    gitAuth,
-    secrets,
-    fetched: async (source) => {
-      if (!(await recordFetched(db, job, buildId, source))) throw new BerthError("unavailable", "The lease is lost.");
-    },
-    warned: async (warnings) => {
-      if (!(await recordWarnings(db, job, buildId, warnings)))
-        throw new BerthError("unavailable", "The lease is lost.");
-    },
+    ...sealed,
+    fetched: async (source) => held(await recordFetched(db, job, buildId, source)),
+    warned: async (warnings) => held(await recordWarnings(db, job, buildId, warnings)),
     scratch,
     leaving,
     registry,
-    registryAuth,
-    importLayer: (layer, repository, abort) => {
+    importLayer: (layer, repository, signal) => {
       const mayReuse = () => projectHasLayer(db, job.projectId, layer);
-      return pullLayer({ repository, layers, mayReuse, signal: abort }, layer);
+      return pullLayer({ repository, layers, mayReuse, signal }, layer);
     },
   };
+}
+
+function leaseLost(): BerthError {
+  return new BerthError("unavailable", "The lease is lost.");
+}
+
+/** Builds an image from an uploaded context or a git repository and tags it. */
+export const build: JobHandler = async (job, services, signal) => {
+  const { connection, config, sandboxes, log } = services;
+  const { db } = connection;
+  const reach = armFailpoint(config.failpoint);
+  const begun = await beginBuild(db, job);
+  if (begun === null) throw new BerthError("not_found", "The build is gone.");
+  reach("build.begun");
+  const { id: buildId, request, nextSeq } = begun;
+  const { limits } = request;
+  const sealed = {
+    gitAuth: await credentials(job, services),
+    secrets: await sealedSecrets(job, services),
+    registryAuth: await sealedRegistryAuth(job, services),
+  };
+  const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
+  const outbound = new OutboundPolicy(config.outboundAllow);
+  const workplace = await Workplace.open(`${buildScratch(config.dataDir)}/${randomUUID()}`, outbound, log);
+  const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
+  const timeout = new AbortController();
+  const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
   try {
-    await mkdir(scratch, { recursive: true, mode: 0o711 });
+    const means = meansOf(job, services, begun, workplace, sealed);
     const identity = { buildId, projectId: job.projectId, limits };
-    const { image, manifest, cache } = await runBuild(
-      request,
-      identity,
-      means,
-      report,
-      AbortSignal.any([signal, timeout.signal]),
-    );
+    const ended = AbortSignal.any([signal, timeout.signal]);
+    const { image, manifest, cache } = await runBuild(request, identity, means, report, ended);
     const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
     sandboxes.holdOff();
     // A build that is to fail for its log moves no name.
     report.check();
     const [recorded] = await Promise.all([
-      recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, references),
+      recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, request.tags.map(parseReference)),
       report.flush(),
+      workplace.close(),
     ]);
-    if (!recorded) throw new BerthError("unavailable", "The lease is lost.");
+    if (!recorded) throw leaseLost();
     reach("build.recorded");
     return { digest: image.digest, tags: request.tags, ...(cache === null ? {} : { cacheTo: cache }) };
   } catch (error) {
@@ -163,13 +166,7 @@ export const build: JobHandler = async (job, services, signal) => {
     throw error;
   } finally {
     clearTimeout(timer);
-    http.close();
-    await report.flush().catch((error: unknown) => services.log.warn({ err: error }, "a build's log was not written"));
-    // Its slot stays taken then; the sweep at the next start finds what is left of it.
-    await leaving
-      .end()
-      .catch((error: unknown) => services.log.error({ err: error }, "a step's sandbox was not removed"));
-    await images.close();
-    await rm(scratch, { recursive: true, force: true });
+    await report.flush().catch((error: unknown) => log.warn({ err: error }, "a build's log was not written"));
+    await workplace.close();
   }
 };
