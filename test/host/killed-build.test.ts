@@ -47,7 +47,8 @@ async function holds(): Promise<void> {
   expect(await violations({ sql: host.api.database.owner, config: host.config })).toEqual([]);
 }
 
-const ofBuilds = failpoints.filter((name) => /^(job|build)\./.test(name));
+/** And where a step's sandbox is taken away while the next step runs. */
+const ofBuilds = failpoints.filter((name) => /^(job|build)\.|^release\.disk$/.test(name));
 
 describe("a worker killed in a build", () => {
   test.each(ofBuilds)("at %s: the next one finishes it", async (name) => {
