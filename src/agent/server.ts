@@ -8,6 +8,7 @@ import { z } from "zod";
 import { BerthError, toBerthError } from "../core/errors.ts";
 import { sameSecret } from "../core/keys.ts";
 import { readContainer } from "../db/inbox.ts";
+import { topics } from "../db/wakeups.ts";
 import { logPath } from "../engine/container-start.ts";
 import type { Services } from "../engine/services.ts";
 import { type Change, readChanges } from "../image/changes.ts";
@@ -85,6 +86,7 @@ export function agentApp(services: Services, key: string): AgentApp {
       const row = await readContainer(connection.sql, host.id, id);
       return row === null || ["created", "exited", "failed", "removing"].includes(row.status);
     };
+    const onChange = (look: () => void) => services.wakeups.subscribe(topics.resource(id), look);
     const lines = readLog(
       logPath(config.dataDir, id),
       {
@@ -94,7 +96,7 @@ export function agentApp(services: Services, key: string): AgentApp {
         ...(filter.since === undefined ? {} : { since: filter.since }),
         ...(filter.until === undefined ? {} : { until: filter.until }),
       },
-      follow ? { ended, signal: c.req.raw.signal } : null,
+      follow ? { ended, signal: c.req.raw.signal, onChange } : null,
     );
     const body = Readable.from(ndjson(lines), { objectMode: false, highWaterMark: 65_536 });
     return new Response(Readable.toWeb(body) as ReadableStream, {

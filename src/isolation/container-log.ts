@@ -18,6 +18,18 @@ export interface LogFilter {
   stderr: boolean;
 }
 
+/** How a log is followed. */
+export interface Follow {
+  /** Whether nothing more is to come; asked only when all that was written has been read. */
+  ended: () => Promise<boolean>;
+  signal: AbortSignal;
+  /**
+   * Calls back when what writes the log has begun or ended, until the returned function is called. Both are no change of
+   * the file; without it they are noticed within a second.
+   */
+  onChange?: (look: () => void) => () => void;
+}
+
 /** A line of conmon's k8s-file format: `TIME STREAM F|P TEXT`; null: not one (a torn write). */
 export function parseLogLine(line: string): LogLine | null {
   const match = /^(\S+) (stdout|stderr) ([FP]) (.*)$/s.exec(line);
@@ -39,14 +51,10 @@ function selector(filter: LogFilter): (text: string) => LogLine | null {
 }
 
 /**
- * Reads a container's log, oldest first. With `follow` it goes on until `ended` says that nothing more is to come (asked
- * only when all that was written has been read) or the signal aborts.
+ * Reads a container's log, oldest first. With `follow` it goes on until `ended` says that nothing more is to come or the
+ * signal aborts.
  */
-export async function* readLog(
-  path: string,
-  filter: LogFilter,
-  follow: { ended: () => Promise<boolean>; signal: AbortSignal } | null,
-): AsyncGenerator<LogLine> {
+export async function* readLog(path: string, filter: LogFilter, follow: Follow | null): AsyncGenerator<LogLine> {
   const file = new LogFile(path);
   const wanted = selector(filter);
   try {
@@ -54,7 +62,7 @@ export async function* readLog(
     for (;;) {
       // Asked and watched for before reading: what was written before the end is then surely read, and what is written
       // behind the reader's back is noticed.
-      const change = follow === null ? null : changed(path, follow.signal);
+      const change = follow === null ? null : changed(path, follow);
       const ended = follow === null || follow.signal.aborted || (await follow.ended());
       for await (const text of file.lines()) {
         const line = wanted(text);
@@ -68,23 +76,25 @@ export async function* readLog(
   }
 }
 
-/** Resolves when the file changes, after a second at most (the end is no change of the file), or on abort. */
-async function changed(path: string, signal: AbortSignal): Promise<void> {
+/** Resolves when the file changes, or what writes it, after a second at most, or on abort. */
+async function changed(path: string, { signal, onChange }: Follow): Promise<void> {
   await new Promise<void>((resolve) => {
     const done = () => {
       clearTimeout(timer);
       watcher?.close();
+      unsubscribe?.();
       signal.removeEventListener("abort", done);
       resolve();
     };
     const timer = setTimeout(done, 1000);
     signal.addEventListener("abort", done);
+    const unsubscribe = onChange?.(done);
     let watcher: ReturnType<typeof watch> | null = null;
     try {
       watcher = watch(path, done);
       watcher.on("error", done);
     } catch {
-      // Not there yet: the timer looks again.
+      // Not there yet.
     }
   });
 }

@@ -1,7 +1,7 @@
 import { appendFileSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { afterAll, describe, expect, test } from "vitest";
-import { type LogFilter, readLog } from "../../src/isolation/container-log.ts";
+import { afterAll, describe, expect, test, vi } from "vitest";
+import { type Follow, type LogFilter, readLog } from "../../src/isolation/container-log.ts";
 
 const directory = mkdtempSync(`${tmpdir()}/berth-test-log-`);
 afterAll(() => {
@@ -80,4 +80,39 @@ test("following goes on in the file that its writer began anew", async () => {
     if (seen.length === 7) stop.abort();
   }
   expect(seen).toEqual([8, 9, 10, 11, 12, 13, 14]);
+});
+
+test("a log that begins after its follower did, and one that ends, are told of at once", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  try {
+    const path = `${directory}/not-yet`;
+    const looks = new Set<() => void>();
+    let isOver = false;
+    const subscribed = Promise.withResolvers<undefined>();
+    const follow: Follow = {
+      ended: () => Promise.resolve(isOver),
+      signal: new AbortController().signal,
+      onChange: (look) => {
+        looks.add(look);
+        subscribed.resolve(undefined);
+        return () => looks.delete(look);
+      },
+    };
+    const following = readLog(path, both, follow);
+    const first = following.next();
+    await subscribed.promise;
+    writeFileSync(path, lines(0, 1));
+    for (const look of [...looks]) look();
+    expect((await first).done).toBe(false);
+    // Asked for the next one, it reads, and waits; nothing but the end comes.
+    const second = following.next();
+    isOver = true;
+    await vi.waitFor(() => {
+      expect(looks.size).toBeGreaterThan(0);
+    });
+    for (const look of [...looks]) look();
+    expect((await second).done).toBe(true);
+  } finally {
+    vi.useRealTimers();
+  }
 });
