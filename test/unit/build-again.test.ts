@@ -25,12 +25,15 @@ let kept: Map<string, StepResult>;
 /** Sandboxes that were started, in order, and those that are there. */
 let started: string[];
 let present: Set<string>;
+/** How many are taken. */
+let slots: number;
 
 beforeEach(() => {
   directory = mkdtempSync(join(tmpdir(), "berth-build-again-"));
   kept = new Map();
   started = [];
   present = new Set();
+  slots = 0;
 });
 afterEach(() => {
   rmSync(directory, { recursive: true, force: true });
@@ -41,8 +44,8 @@ function sandboxes(removed: Promise<unknown>): Partial<BuildMeans["sandboxes"]> 
   const upperOf = (id: string) => join(directory, "upper", id);
   return {
     holdOff: () => undefined,
-    takeSlot: () => 0,
-    freeSlot: () => undefined,
+    takeSlot: () => ++slots,
+    freeSlot: () => void slots--,
     idBaseOf: () => 0,
     onExit: () => () => undefined,
     upperOf,
@@ -144,6 +147,7 @@ test("a build that is done again without a cache waits for what its first try ha
   expect(again.image.layers).toEqual(first.image.layers);
   expect(started).toEqual(["bld_again-2", "bld_again-3"]);
   expect(present.size).toBe(0);
+  expect(slots).toBe(0);
   for (const { digest } of again.image.layers) {
     expect(existsSync(join(directory, "blobs", "sha256", digest.slice(7)))).toBe(true);
   }
@@ -178,4 +182,10 @@ test("a result of this build that is found by another key is remembered by that 
     code: "disk_full",
   });
   expect(remembered).toEqual(["elsewhere"]);
+});
+
+test("a step that has no place for its log takes no slot", async () => {
+  const nowhere = { scratch: "/proc/nowhere" };
+  await expect(build(Promise.resolve(), nowhere, [], () => undefined)).rejects.toMatchObject({ code: "ENOENT" });
+  expect(slots).toBe(0);
 });

@@ -46,8 +46,8 @@ export async function withGitTree<T>(
   use: (tree: GitTree) => Promise<T>,
 ): Promise<T> {
   const remote = await gitRemote(new URL(wanted.url), auth, host.outbound);
-  const slot = host.sandboxes.takeSlot();
   const repository = await mkdtemp(`${host.scratch}/git-`);
+  const slot = host.sandboxes.takeSlot();
   const place = { repository, uid: host.sandboxes.idBaseOf(slot) };
   try {
     await prepare(place);

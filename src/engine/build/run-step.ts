@@ -66,10 +66,10 @@ export async function runStep(
     network: step.network === "none" ? "none" : "project",
     mounts,
   };
-  const slot = sandboxes.takeSlot(template);
   const logDir = `${means.scratch}/${id}`;
   const log = `${logDir}/log`;
   await mkdir(logDir, { recursive: true, mode: 0o711 });
+  const slot = sandboxes.takeSlot(template);
   const exit = new AbortController();
   const unsubscribe = sandboxes.onExit((exited) => {
     if (exited === id) exit.abort();
