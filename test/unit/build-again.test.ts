@@ -45,7 +45,9 @@ function sandboxes(removed: Promise<unknown>): Partial<BuildMeans["sandboxes"]> 
   return {
     holdOff: () => undefined,
     takeSlot: () => ++slots,
-    freeSlot: () => void slots--,
+    freeSlot: () => {
+      slots--;
+    },
     idBaseOf: () => 0,
     onExit: () => () => undefined,
     upperOf,
@@ -185,7 +187,8 @@ test("a result of this build that is found by another key is remembered by that 
 });
 
 test("a step that has no place for its log takes no slot", async () => {
-  const nowhere = { scratch: "/proc/nowhere" };
-  await expect(build(Promise.resolve(), nowhere, [], () => undefined)).rejects.toMatchObject({ code: "ENOENT" });
+  const scratch = join(directory, "file");
+  writeFileSync(scratch, "");
+  await expect(build(Promise.resolve(), { scratch }, [], () => undefined)).rejects.toMatchObject({ code: "ENOTDIR" });
   expect(slots).toBe(0);
 });
