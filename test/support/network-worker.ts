@@ -10,8 +10,8 @@ import { closeNamespaces, createNamespaces, type Namespaces } from "../../src/is
 import { HostNetwork } from "../../src/isolation/apply/network.ts";
 import { Nft } from "../../src/isolation/apply/nft.ts";
 import { Ports } from "../../src/isolation/apply/ports.ts";
-import type { Protection } from "../../src/isolation/plan/firewall.ts";
-import type { NetworkScope } from "../../src/isolation/plan/network.ts";
+import type { Element, Protection } from "../../src/isolation/plan/firewall.ts";
+import { type NetworkScope, tableName } from "../../src/isolation/plan/network.ts";
 
 interface Start {
   scope: NetworkScope;
@@ -52,6 +52,9 @@ const calls = {
   weaken: (protections: Protection[]) => {
     firewall = open(protections);
   },
+  generation: () => nft.generation(),
+  change: (generation: number, remove: Element[], add: Element[]) =>
+    nft.change(generation, tableName(scope), remove, add),
   reconcile: () => firewall.reconcile(),
   state: () => ({ links: network.slots(), slots: firewall.slots(), ports: firewall.ports() }),
   down: async () => {

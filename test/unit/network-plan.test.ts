@@ -1,7 +1,13 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { addressBytes } from "../../src/isolation/apply/rtnetlink.ts";
-import { containerElements, elementCommand, portElements, tableText } from "../../src/isolation/plan/firewall.ts";
+import {
+  containerElements,
+  elementCommand,
+  fixedCommands,
+  portElements,
+  tableText,
+} from "../../src/isolation/plan/firewall.ts";
 import { usableSlots } from "../../src/isolation/plan/layout.ts";
 import {
   slotNetwork,
@@ -95,7 +101,7 @@ describe("the table", () => {
 
   test("a container is the same number of elements at any time", () => {
     const elements = containerElements(scope, 5, { group: 7, project: "prj_x", egress: true });
-    expect(elements.map((element) => elementCommand(scope, "add", element))).toEqual([
+    expect(elements.map((element) => elementCommand(scope, element))).toEqual([
       "add element inet berth_ab12cd source4 { btab12cd5 . 10.88.24.6 }",
       "add element inet berth_ab12cd source6 { btab12cd5 . fdab:12cd:be72:3::1:1806 }",
       'add element inet berth_ab12cd group { btab12cd5 comment "prj_x" : 7 }',
@@ -109,7 +115,7 @@ describe("the table", () => {
   test("a port is on all addresses of both families, or on one", () => {
     const commands = (hostAddress: string | null): string[] =>
       portElements(scope, { hostAddress, protocol: "udp", hostPort: 53 }, { slot: 0, containerPort: 5353 }).map(
-        (element) => elementCommand(scope, "add", element).slice("add element inet berth_ab12cd ".length),
+        (element) => elementCommand(scope, element).slice("add element inet berth_ab12cd ".length),
       );
     expect(commands(null)).toEqual([
       "port4 { udp . 53 : 10.88.24.1 . 5353 }",
@@ -117,5 +123,14 @@ describe("the table", () => {
     ]);
     expect(commands("127.0.0.1")).toEqual(["port4_at { 127.0.0.1 . udp . 53 : 10.88.24.1 . 5353 }"]);
     expect(commands("2001:db8::1")).toEqual(["port6_at { 2001:db8::1 . udp . 53 : fdab:12cd:be72:3::1:1801 . 5353 }"]);
+  });
+
+  test("name servers and allowed networks come with the table", () => {
+    expect(fixedCommands(scope, ["10.0.0.2", "fd00::53"], ["10.1.0.0/16", "fd12::/48"])).toEqual([
+      "add element inet berth_ab12cd resolver4 { 10.0.0.2 }",
+      "add element inet berth_ab12cd resolver6 { fd00::53 }",
+      "add element inet berth_ab12cd allowed4 { 10.1.0.0/16 }",
+      "add element inet berth_ab12cd allowed6 { fd12::/48 }",
+    ]);
   });
 });

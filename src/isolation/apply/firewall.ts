@@ -1,12 +1,11 @@
 import {
-  allowedElements,
   containerElements,
   type Element,
   elementCommand,
+  fixedCommands,
   type HostPort,
   type Protection,
   portElements,
-  resolverElements,
   tableText,
 } from "../plan/firewall.ts";
 import { type NetworkScope, slotOfAddress, slotOfVeth, tableName } from "../plan/network.ts";
@@ -28,6 +27,9 @@ export interface PortTarget {
 
 export type PublishedPort = HostPort & PortTarget;
 
+/** How often a change looks at the table again because other programs were faster; then the table is made again. */
+const attempts = 5;
+
 /**
  * The instance's table, and what ought to be in it. Every change is one transaction of elements. The kernel's copy
  * outlives a worker, and a new worker reads it back; when another program damages it (`flush ruleset` would open
@@ -41,7 +43,7 @@ export class Firewall {
   readonly #without: readonly Protection[];
   readonly #containers = new Map<number, Membership & { group: number }>();
   readonly #ports = new Map<string, PublishedPort>();
-  /** The table as listed after we made it, and the generation of our last change. */
+  /** The table as listed after we made it, and the generation in which it was known to be so. */
   #listing = "";
   #generation = -1;
 
@@ -138,23 +140,32 @@ export class Firewall {
     this.#listing = "";
   }
 
+  /**
+   * What the maps say already is done in the kernel too: by these elements or, where they don't fit what is there, with
+   * the whole table. Nobody's change comes between the look at the table and ours: the kernel compares the generation.
+   */
   #change(remove: readonly Element[], add: readonly Element[]): void {
     if (remove.length + add.length === 0) return;
-    if (this.reconcile()) return;
-    const before = this.#generation;
-    const commands = [
-      ...remove.map((element) => elementCommand(this.#scope, "delete", element)),
-      ...add.map((element) => elementCommand(this.#scope, "add", element)),
-    ];
+    for (let attempt = 0; attempt < attempts; attempt++) {
+      const after = this.#tryChange(remove, add);
+      if (after === "refused") break;
+      if (after !== "overtaken") {
+        this.#generation = after;
+        return;
+      }
+      if (this.#repair()) return;
+    }
+    this.#rebuild();
+  }
+
+  /** The generation that the change made; `refused`: the sets don't hold what they should; `overtaken`: look first. */
+  #tryChange(remove: readonly Element[], add: readonly Element[]): number | "refused" | "overtaken" {
     try {
-      this.#nft.run(commands.join("\n"));
-      // More than one step: somebody else changed something in between, so look before the next change.
-      const after = this.#nft.generation();
-      this.#generation = after === before + 1 ? after : -1;
+      return this.#nft.change(this.#generation, tableName(this.#scope), remove, add) ?? "overtaken";
     } catch (error) {
       // An element that should be there is gone, or the other way round: somebody touched our sets.
-      if (!(error instanceof NftError)) throw error;
-      this.#rebuild();
+      if (error instanceof NftError) return "refused";
+      throw error;
     }
   }
 
@@ -171,13 +182,15 @@ export class Firewall {
 
   #rebuild(): void {
     const elements = [
-      ...resolverElements(this.#resolvers),
-      ...allowedElements(this.#allowed),
       ...[...this.#containers].flatMap(([slot, membership]) => containerElements(this.#scope, slot, membership)),
       ...this.ports().flatMap((port) => portElements(this.#scope, port, port)),
     ];
-    const adds = elements.map((element) => elementCommand(this.#scope, "add", element));
-    this.#nft.run(`${tableText(this.#scope, this.#without)}\n${adds.join("\n")}`);
+    const commands = [
+      tableText(this.#scope, this.#without),
+      ...fixedCommands(this.#scope, this.#resolvers, this.#allowed),
+      ...elements.map((element) => elementCommand(this.#scope, element)),
+    ];
+    this.#nft.run(commands.join("\n"));
     this.#generation = this.#nft.generation();
     this.#listing = this.#nft.table(tableName(this.#scope)) ?? "";
   }

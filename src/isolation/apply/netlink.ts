@@ -116,7 +116,24 @@ export class NetlinkSocket {
     this.#readAcknowledgements(requests, first);
   }
 
-  /** The same off the event loop, for requests that the kernel takes long for. Not to be mixed with `request`. */
+  /**
+   * Sends requests that the kernel does all or none of: the first begins the batch and the last ends it, as nfnetlink
+   * has them (linux/netfilter/nfnetlink.h).
+   * @throws SyscallError of the first that was refused; nothing was done then.
+   */
+  batch(requests: readonly NetlinkRequest[]): void {
+    const first = this.#sequence + 1;
+    // Refusals are told unasked, in order: so the answer to the last request between the two is the end of all answers.
+    const last = requests.length - 2;
+    const asked = requests.map((request, at) =>
+      at === last ? { ...request, flags: request.flags | NLM_F_ACK } : request,
+    );
+    const bytes = this.#encode(asked, 0);
+    send(this.#fd, bytes, bytes.length, 0);
+    this.#readBatchAnswers(requests, first, first + last);
+  }
+
+  /** `request` off the event loop, for requests that the kernel takes long for. Not to be mixed with the other. */
   later(requests: readonly NetlinkRequest[]): Promise<void> {
     return this.#enqueue(async () => {
       const first = this.#sequence + 1;
@@ -186,6 +203,26 @@ export class NetlinkSocket {
         if (message.body.readInt32LE(0) === 0) continue;
         const error = errorOf(message.body, request);
         if (request.allow?.includes(error.code) !== true) failure ??= error;
+      }
+    }
+    if (failure !== undefined) throw failure;
+  }
+
+  #readBatchAnswers(requests: readonly NetlinkRequest[], first: number, last: number): void {
+    let failure: SyscallError | undefined;
+    for (let sequence = 0; sequence !== last; ) {
+      let length: number;
+      try {
+        length = recv(this.#fd, this.#received, this.#received.length, MSG_DONTWAIT);
+      } catch (error) {
+        // A batch that is refused as a whole has one answer, to its beginning.
+        throw failure ?? error;
+      }
+      for (const message of messagesIn(this.#received.subarray(0, length))) {
+        const request = requests[message.sequence - first];
+        if (message.type !== NLMSG_ERROR || request === undefined) continue;
+        if (message.body.readInt32LE(0) !== 0) failure ??= errorOf(message.body, request);
+        sequence = message.sequence;
       }
     }
     if (failure !== undefined) throw failure;

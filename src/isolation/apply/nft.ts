@@ -1,9 +1,15 @@
 import koffi from "koffi";
+import type { Element } from "../plan/firewall.ts";
+import { SyscallError } from "./ffi.ts";
 import { attributesOf, NETLINK_NETFILTER, NetlinkSocket } from "./netlink.ts";
+import { elementTransaction } from "./nft-elements.ts";
 
 /**
- * nftables through libnftables, in process: 0.2 ms a transaction where a spawned `nft` takes 2.4, and a new context for
- * each command 14. The library is not thread-safe, so all calls are synchronous: one after another by nature.
+ * nftables in process. What is made or read as text goes through libnftables: a spawned `nft` takes 2.4 ms, and a new
+ * context for each command 14. Changes of elements are messages of our own: 0.3 ms for a container's, where libnftables
+ * takes 0.7, since every change puts its copy of the ruleset out of date, and it asks for all of that again before the
+ * next (p50, changes 40 ms apart, 50 containers in the table). The library is not thread-safe, so all calls are
+ * synchronous: one after another by nature.
  */
 
 const library = koffi.load("libnftables.so.1");
@@ -22,14 +28,16 @@ const OUTPUT_TERSE = 1 << 11;
 
 /** The kernel or the library refused a transaction; nothing of it was applied. */
 export class NftError extends Error {
-  constructor(commands: string, complaint: string) {
-    super(`nft: ${complaint.trim()} in: ${commands.slice(0, 500)}`);
+  constructor(complaint: string) {
+    super(`nft: ${complaint}`);
     this.name = "NftError";
   }
 }
 
 const NFT_MSG_GETGEN = (10 << 8) | 16;
 const NFTA_GEN_ID = 1;
+/** Of the kernel's own errors, which have no name elsewhere: here, that the generation is another. */
+const ERESTART = 85;
 
 /** nftables of the worker's network namespace. */
 export class Nft {
@@ -49,6 +57,23 @@ export class Nft {
   /** Runs commands as one transaction: all or none. @throws NftError */
   run(commands: string): void {
     this.#output(commands, OUTPUT_NUMERIC_SYMBOL);
+  }
+
+  /**
+   * Takes elements out and puts others in, in one transaction, provided that nobody has changed anything since
+   * `generation`. Returns the generation that it made; null: somebody has, and nothing was done.
+   * @throws NftError when one to take out is not there, or one to put in is there already; nothing was done.
+   */
+  change(generation: number, table: string, remove: readonly Element[], add: readonly Element[]): number | null {
+    try {
+      this.#netlink.batch(elementTransaction(generation, table, remove, add));
+    } catch (error) {
+      if (!(error instanceof SyscallError)) throw error;
+      if (error.errno === ERESTART) return null;
+      throw new NftError(error.message);
+    }
+    // A transaction raises it by one, and leaves 0 out when 32 bits are used up.
+    return (generation % 0xffff_ffff) + 1;
   }
 
   /** A table's chains, rules and declarations, without elements; null: there is no such table. */
@@ -89,7 +114,7 @@ export class Nft {
     // Reading a buffer empties it.
     const output = outputOf(this.#context) as string | null;
     const complaint = errorOf(this.#context) as string | null;
-    if (result !== 0) throw new NftError(commands, complaint ?? "failed");
+    if (result !== 0) throw new NftError(`${(complaint ?? "failed").trim()} in: ${commands.slice(0, 500)}`);
     return output ?? "";
   }
 }

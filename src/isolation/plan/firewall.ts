@@ -2,17 +2,26 @@ import { gateway, hairpinSource6, type NetworkScope, slotNetwork, tableName, vet
 
 /**
  * The instance's nftables table: fixed chains, and sets whose elements are all the state there is. Adding a container or
- * a port adds elements, never rules, so the cost stays the same at any number (0.2 ms; docs/network.md).
+ * a port adds elements, never rules, so the cost stays the same at any number (0.3 ms; docs/network.md).
  */
 
-/** An element of a set, or with `value` of a map, its parts joined by " . " as nft writes them. */
+/** One field of an element: a host link's name, an address, a group's mark, a protocol or a port. */
+export type Field =
+  | { link: string }
+  | { address: string }
+  | { mark: number }
+  | { protocol: "tcp" | "udp" }
+  | { port: number };
+
+/** An element of a set, or with `value` of a map. */
 export interface Element {
   set: SetName;
-  key: string;
-  value?: string;
+  key: readonly Field[];
+  value?: readonly Field[];
   comment?: string;
 }
 
+/** What comes and goes with containers and ports. Each key and value is as many fields as its declaration has. */
 const sets = {
   // The addresses that a link may send from: forged sources are dropped before anything looks at them.
   source4: "typeof iifname . ip saddr",
@@ -30,6 +39,11 @@ const sets = {
   port6: "typeof meta l4proto . th dport : ip6 daddr . th dport",
   port4_at: "typeof ip daddr . meta l4proto . th dport : ip daddr . th dport",
   port6_at: "typeof ip6 daddr . meta l4proto . th dport : ip6 daddr . th dport",
+} as const;
+export type SetName = keyof typeof sets;
+
+/** What changes only when the table is made again. */
+const fixedSets = {
   // The host's name servers: the only private addresses that containers reach, and only port 53.
   resolver4: "typeof ip daddr",
   resolver6: "typeof ip6 daddr",
@@ -37,7 +51,6 @@ const sets = {
   allowed4: "typeof ip daddr; flags interval; auto-merge",
   allowed6: "typeof ip6 daddr; flags interval; auto-merge",
 } as const;
-export type SetName = keyof typeof sets;
 
 /** Where containers never go by themselves: this host, private, shared (CGNAT), link-local and special addresses. */
 const closed4 = [
@@ -80,7 +93,7 @@ export function tableText(scope: NetworkScope, without: readonly Protection[] = 
   const own = `"${vethPrefix(scope)}*"`;
   const unless = (protection: Protection, rules: string): string => (without.includes(protection) ? "" : rules);
   const refuse = "reject with icmpx admin-prohibited";
-  const declarations = Object.entries(sets).map(([name, type]) =>
+  const declarations = Object.entries({ ...sets, ...fixedSets }).map(([name, type]) =>
     type.includes(" : ") ? `map ${name} { ${type}; }` : `set ${name} { ${type}; }`,
   );
   return `
@@ -177,14 +190,16 @@ export function containerElements(
 ): Element[] {
   const { veth, ipv4, ipv6 } = slotNetwork(scope, slot);
   const { group, project, egress } = membership;
+  const link = { link: veth };
+  const mark = { mark: group };
   return [
-    { set: "source4", key: `${veth} . ${ipv4}` },
-    { set: "source6", key: `${veth} . ${ipv6}` },
-    { set: "group", key: veth, value: String(group), comment: project },
-    { set: "member4", key: `${group} . ${ipv4}` },
-    { set: "member6", key: `${group} . ${ipv6}` },
-    { set: "self", key: `${veth} . ${veth}` },
-    ...(egress ? [{ set: "egress", key: veth } as const] : []),
+    { set: "source4", key: [link, { address: ipv4 }] },
+    { set: "source6", key: [link, { address: ipv6 }] },
+    { set: "group", key: [link], value: [mark], comment: project },
+    { set: "member4", key: [mark, { address: ipv4 }] },
+    { set: "member6", key: [mark, { address: ipv6 }] },
+    { set: "self", key: [link, link] },
+    ...(egress ? [{ set: "egress", key: [link] } as const] : []),
   ];
 }
 
@@ -202,31 +217,38 @@ export function portElements(
   target: { slot: number; containerPort: number },
 ): Element[] {
   const { ipv4, ipv6 } = slotNetwork(scope, target.slot);
-  const to = (address: string): string => `${address} . ${target.containerPort}`;
-  const key = `${port.protocol} . ${port.hostPort}`;
+  const to = (address: string): Field[] => [{ address }, { port: target.containerPort }];
+  const key: Field[] = [{ protocol: port.protocol }, { port: port.hostPort }];
   if (port.hostAddress === null) {
     return [
       { set: "port4", key, value: to(ipv4) },
       { set: "port6", key, value: to(ipv6) },
     ];
   }
+  const at = [{ address: port.hostAddress }, ...key];
   return port.hostAddress.includes(":")
-    ? [{ set: "port6_at", key: `${port.hostAddress} . ${key}`, value: to(ipv6) }]
-    : [{ set: "port4_at", key: `${port.hostAddress} . ${key}`, value: to(ipv4) }];
+    ? [{ set: "port6_at", key: at, value: to(ipv6) }]
+    : [{ set: "port4_at", key: at, value: to(ipv4) }];
 }
 
-export function resolverElements(addresses: readonly string[]): Element[] {
-  return addresses.map((key) => ({ set: key.includes(":") ? "resolver6" : "resolver4", key }));
+/**
+ * nft commands that fill the sets which change only with the table.
+ * `resolvers`: addresses of name servers; `allowed`: CIDR blocks and addresses.
+ */
+export function fixedCommands(scope: NetworkScope, resolvers: readonly string[], allowed: readonly string[]): string[] {
+  const add = (set: string, address: string): string =>
+    addCommand(scope, `${set}${address.includes(":") ? "6" : "4"}`, address);
+  return [...resolvers.map((address) => add("resolver", address)), ...allowed.map((block) => add("allowed", block))];
 }
 
-/** @param blocks CIDR blocks and addresses */
-export function allowedElements(blocks: readonly string[]): Element[] {
-  return blocks.map((key) => ({ set: key.includes(":") ? "allowed6" : "allowed4", key }));
+/** An nft command for one element, for when the table is made again; a change sends bytes (apply/nft-elements.ts). */
+export function elementCommand(scope: NetworkScope, element: Element): string {
+  const text = (fields: readonly Field[]): string => fields.map((field) => Object.values(field).join()).join(" . ");
+  const value = element.value === undefined ? "" : ` : ${text(element.value)}`;
+  const comment = element.comment === undefined ? "" : ` comment "${element.comment}"`;
+  return addCommand(scope, element.set, `${text(element.key)}${comment}${value}`);
 }
 
-/** An nft command for one element. */
-export function elementCommand(scope: NetworkScope, verb: "add" | "delete", element: Element): string {
-  const value = element.value === undefined || verb === "delete" ? "" : ` : ${element.value}`;
-  const comment = element.comment === undefined || verb === "delete" ? "" : ` comment "${element.comment}"`;
-  return `${verb} element inet ${tableName(scope)} ${element.set} { ${element.key}${comment}${value} }`;
+function addCommand(scope: NetworkScope, set: string, element: string): string {
+  return `add element inet ${tableName(scope)} ${set} { ${element} }`;
 }
