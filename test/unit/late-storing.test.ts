@@ -31,7 +31,7 @@ afterEach(() => {
 });
 
 /** Builds two COPY steps with a store that calls `late` before it keeps a layer. */
-async function build(late: () => Promise<void>) {
+async function build(late: () => Promise<void>, signal = new AbortController().signal) {
   const context = await collect(
     writeTar([
       entry("Dockerfile", { content: "FROM scratch\nCOPY one /one\nCOPY two /two\n" }),
@@ -80,7 +80,7 @@ async function build(late: () => Promise<void>) {
   } as unknown as BuildMeans;
   const identity = { buildId: "bld_late", projectId: "prj_late", limits: request.limits };
   const ends = () => report.steps.filter(({ status }) => status === "succeeded").length;
-  return { ends, built: runBuild(request, identity, means, report, new AbortController().signal) };
+  return { ends, built: runBuild(request, identity, means, report, signal) };
 }
 
 test("all steps end before the first layer is stored; the image is there, and the steps remembered, after it", async () => {
@@ -115,4 +115,15 @@ test("a layer that can't be stored fails the build at its own line, which rememb
   // The other layer is stored.
   expect(kept.size).toBe(1);
   expect(readdirSync(join(directory, "blobs", "tmp"))).toEqual([]);
+});
+
+test("a build that is cancelled while its layers are stored ends so, and remembers what was stored", async () => {
+  const gate = Promise.withResolvers<undefined>();
+  const abort = new AbortController();
+  const { ends, built } = await build(() => gate.promise.then(() => undefined), abort.signal);
+  await expect.poll(ends).toBe(3);
+  abort.abort(new BerthError("cancelled", "It was cancelled."));
+  gate.resolve(undefined);
+  await expect(built).rejects.toMatchObject({ code: "cancelled" });
+  expect(kept.size).toBe(2);
 });

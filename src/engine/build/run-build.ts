@@ -85,6 +85,8 @@ export async function runBuild(
     means.sandboxes.holdOff();
     const config = { ...built.config, ...inlineCache(request, built, epoch, report) };
     const [stored] = await Promise.all([store(means, writeImage(config, built.layers)), beside.end()]);
+    // It may have taken long.
+    signal.throwIfAborted();
     const { cacheTo } = request;
     return {
       ...stored,
