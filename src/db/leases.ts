@@ -3,7 +3,7 @@ import type { Transaction } from "./connect.ts";
 import { endDeployments } from "./deployment-ends.ts";
 import { deployBuilds } from "./deployment-starts.ts";
 import { sql } from "./drizzle.ts";
-import type { Pool } from "./scope.ts";
+import type { Pool, Tx } from "./scope.ts";
 import { channel, topics } from "./wakeups.ts";
 
 /** A job that this worker holds; `epoch` goes into every write about it. */
@@ -90,51 +90,67 @@ export interface EndedAttempt {
 
 /**
  * The one function that ends attempts: the jobs, their builds, the deployments that begin or end with them, the events and
- * the wake-ups in one transaction. What was
- * asked to be cancelled is not tried again. Answers the ids of the jobs that it settled; the lease of the others is lost,
- * and nothing was written of them.
+ * the wake-ups in one transaction. What was asked to be cancelled is not tried again. Answers the ids of the jobs that it
+ * settled; the lease of the others is lost, and nothing was written of them.
  */
 export async function settleJobs(pool: Pool, ended: readonly EndedAttempt[]): Promise<Set<string>> {
-  const column = <T>(of: (attempt: EndedAttempt) => T): T[] => ended.map(of);
-  const settled = await pool.begin(async (tx) => {
-    const rows = await tx<{ id: string; kind: JobKind; status: JobStatus }[]>`
-      with ended as (
-        select * from unnest(${column(({ job }) => job.id)}::text[], ${column(({ job }) => job.epoch)}::bigint[],
-          ${column(({ outcome }) => outcome.status)}::text[], ${column(errorText)}::text[], ${column(resultText)}::text[],
-          ${column(({ outcome }) => ("afterMs" in outcome ? outcome.afterMs / 1000 : 0))}::float8[],
-          ${column(({ outcome }) => Number("uncounted" in outcome))}::int[]
-        ) e (id, epoch, status, error, result, after, uncounted)),
-      mine as (
-        select id from jobs join ended using (id, epoch) where jobs.status = 'running' order by id for update of jobs),
-      settled as (
-        update jobs set
-          status = case when e.status <> 'retry' then e.status when cancel_requested then 'cancelled' else 'queued' end,
-          error = case when e.status = 'retry' and cancel_requested then null else e.error::jsonb end,
-          result = e.result::jsonb,
-          attempt = attempt - uncounted,
-          lease_until = null,
-          run_at = case when e.status = 'retry' then now() + make_interval(secs => after) else run_at end,
-          finished_at = case when e.status <> 'retry' or cancel_requested then now() end,
-          -- What it logged in with, and the secrets of a build, have served their time.
-          payload = case when e.status <> 'retry' or cancel_requested then payload - array['auth', 'secrets', 'registryAuth'] else payload end
-        from mine join ended e using (id) where jobs.id = mine.id
-        returning jobs.*, coalesce(subject_id, jobs.id) subject),
-      shown as (
-        update builds set status = s.status, error = s.error, finished_at = s.finished_at
-        from settled s where builds.job_id = s.id),
-      told as (
-        insert into events (project_id, type, subject_id, data)
-        select project_id, kind || '.' || status, subject, case when error is null then '{}' else jsonb_build_object('error', error) end
-        from settled where finished_at is not null and kind <> 'deploy')
-      select id, kind, status, pg_notify(${channel}, id), pg_notify(${channel}, subject), pg_notify(${channel}, 'events:' || project_id),
-        pg_notify(${channel}, ${topics.jobs}) from settled`;
+  // Most concern no deployment, and are a transaction of one statement: one round trip, not four.
+  const settled = new Set((await settle(pool, ended, { deploying: false })).map(({ id }) => id));
+  const rest = ended.filter(({ job }) => !settled.has(job.id));
+  if (rest.length === 0) return settled;
+  const deploying = await pool.begin(async (tx) => {
+    const rows = await settle(tx, rest, { deploying: true });
     const of = (kind: JobKind, statuses: readonly JobStatus[]) =>
       rows.filter((row) => row.kind === kind && statuses.includes(row.status)).map(({ id }) => id);
     await deployBuilds(tx, of("build", ["succeeded"]));
     await endDeployments(tx, of("deploy", ["failed", "cancelled"]));
     return rows;
   });
-  return new Set(settled.map(({ id }) => id));
+  for (const { id } of deploying) settled.add(id);
+  return settled;
+}
+
+/** Settles those that are still held. `deploying`: also those that a deployment may begin or end with. */
+async function settle(
+  db: Pool | Tx,
+  ended: readonly EndedAttempt[],
+  { deploying }: { deploying: boolean },
+): Promise<{ id: string; kind: JobKind; status: JobStatus }[]> {
+  const column = <T>(of: (attempt: EndedAttempt) => T): T[] => ended.map(of);
+  return db<{ id: string; kind: JobKind; status: JobStatus }[]>`
+    with ended as (
+      select * from unnest(${column(({ job }) => job.id)}::text[], ${column(({ job }) => job.epoch)}::bigint[],
+        ${column(({ outcome }) => outcome.status)}::text[], ${column(errorText)}::text[], ${column(resultText)}::text[],
+        ${column(({ outcome }) => ("afterMs" in outcome ? outcome.afterMs / 1000 : 0))}::float8[],
+        ${column(({ outcome }) => Number("uncounted" in outcome))}::int[]
+      ) e (id, epoch, status, error, result, after, uncounted)),
+    mine as (
+      select id from jobs join ended using (id, epoch)
+      where jobs.status = 'running' and (${deploying}::boolean or kind <> 'deploy' and not exists (
+        select from builds b join sources s on s.id = b.source_id where b.job_id = jobs.id and s.deploy is not null))
+      order by id for update of jobs),
+    settled as (
+      update jobs set
+        status = case when e.status <> 'retry' then e.status when cancel_requested then 'cancelled' else 'queued' end,
+        error = case when e.status = 'retry' and cancel_requested then null else e.error::jsonb end,
+        result = e.result::jsonb,
+        attempt = attempt - uncounted,
+        lease_until = null,
+        run_at = case when e.status = 'retry' then now() + make_interval(secs => after) else run_at end,
+        finished_at = case when e.status <> 'retry' or cancel_requested then now() end,
+        -- What it logged in with, and the secrets of a build, have served their time.
+        payload = case when e.status <> 'retry' or cancel_requested then payload - array['auth', 'secrets', 'registryAuth'] else payload end
+      from mine join ended e using (id) where jobs.id = mine.id
+      returning jobs.*, coalesce(subject_id, jobs.id) subject),
+    shown as (
+      update builds set status = s.status, error = s.error, finished_at = s.finished_at
+      from settled s where builds.job_id = s.id),
+    told as (
+      insert into events (project_id, type, subject_id, data)
+      select project_id, kind || '.' || status, subject, case when error is null then '{}' else jsonb_build_object('error', error) end
+      from settled where finished_at is not null and kind <> 'deploy')
+    select id, kind, status, pg_notify(${channel}, id), pg_notify(${channel}, subject), pg_notify(${channel}, 'events:' || project_id),
+      pg_notify(${channel}, ${topics.jobs}) from settled`;
 }
 
 const errorText = ({ outcome }: EndedAttempt) => ("error" in outcome ? JSON.stringify(outcome.error) : null);
