@@ -26,8 +26,8 @@ export async function* readChanges(upper: string, image: string): AsyncGenerator
   const pairs: Pair[] = [];
   const pauses = new Pauses();
   try {
-    const root = orNull(() => enter(Buffer.from(upper), ""));
-    if (root !== null) pairs.push({ upper: root, lower: openDirectory(Buffer.from(image)) });
+    const root = await orNull(() => enter(Buffer.from(upper), "", pauses));
+    if (root !== null) pairs.push({ upper: root, lower: await openDirectory(Buffer.from(image)) });
     for (let pair = pairs.at(-1); pair !== undefined; pair = pairs.at(-1)) {
       const name = pair.upper.names.pop();
       if (name === undefined) {
@@ -39,31 +39,31 @@ export async function* readChanges(upper: string, image: string): AsyncGenerator
       const file = within(pair.upper.fd, name);
       const stat = lstatSync(file, { bigint: true, throwIfNoEntry: false });
       if (stat === undefined) continue;
-      const path = join(pair.upper.path, name.toString("latin1"));
+      const path = join(pair.upper.path, name);
       const below = pair.lower === null ? null : within(pair.lower, name);
       const inImage = below !== null && lstatSync(below, { throwIfNoEntry: false }) !== undefined;
       const kind = isWhiteout(stat) ? "deleted" : inImage ? "modified" : "added";
       yield { path: `/${Buffer.from(path, "latin1").toString("utf8")}`, kind };
       if (!stat.isDirectory() || pairs.length >= defaultLimits.depth) continue;
-      const directory = orNull(() => enter(file, path));
+      const directory = await orNull(() => enter(file, path, pauses));
       if (directory === null) continue;
       // An opaque directory stands in place of the image's.
-      const hides = below === null || isOpaque(readXattrs(within(directory.fd, Buffer.from("."))));
-      pairs.push({ upper: directory, lower: hides ? null : openDirectory(below) });
+      const hides = below === null || isOpaque(readXattrs(within(directory.fd, ".")));
+      pairs.push({ upper: directory, lower: hides ? null : await openDirectory(below) });
     }
   } finally {
     for (const pair of pairs) close(pair);
   }
 }
 
-function openDirectory(path: Buffer): number | null {
+async function openDirectory(path: Buffer): Promise<number | null> {
   return orNull(() => openSync(path, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW));
 }
 
 /** null: there is no such directory, or no more. */
-function orNull<T>(opened: () => T): T | null {
+async function orNull<T>(opened: () => T | Promise<T>): Promise<T | null> {
   try {
-    return opened();
+    return await opened();
   } catch (error) {
     if (["ENOENT", "ENOTDIR", "ELOOP"].includes((error as NodeJS.ErrnoException).code ?? "")) return null;
     throw error;

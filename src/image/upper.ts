@@ -1,4 +1,14 @@
-import { type BigIntStats, closeSync, constants, lstatSync, openSync, readdirSync, readlinkSync } from "node:fs";
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  opendirSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+} from "node:fs";
 import { open } from "node:fs/promises";
 import { Pauses } from "../core/pauses.ts";
 import { readXattrs } from "./file-xattrs.ts";
@@ -10,11 +20,14 @@ import { openFlags, readSmallFile, smallFile } from "./small-file.ts";
 const idCount = 65_536;
 const nobody = 65_534;
 const chunkSize = 1 << 20;
+/** Bytes of a directory itself from which on its names are asked for in parts of so many: 100,000 names have 5 MB. */
+const largeDirectory = 256 << 10;
+const namesAtOnce = 512;
 /** A directory that is being walked: its descriptor and the names that are still to come, last one first. */
 export interface Level {
   fd: number;
   path: ByteString;
-  names: Buffer[];
+  names: ByteString[];
 }
 
 /**
@@ -33,7 +46,7 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
   const linked = new Map<string, ByteString>();
   const pauses = new Pauses();
   try {
-    levels.push(enter(Buffer.from(directory), ""));
+    levels.push(await enter(Buffer.from(directory), "", pauses));
     for (let level = levels.at(-1); level !== undefined; level = levels.at(-1)) {
       const name = level.names.pop();
       if (name === undefined) {
@@ -43,7 +56,7 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
       }
       await pauses.take();
       const file = within(level.fd, name);
-      const path = join(level.path, name.toString("latin1"));
+      const path = join(level.path, name);
       const stat = lstatSync(file, { bigint: true });
       const xattrs = readXattrs(file);
       const entry = toEntry(file, path, stat, xattrs, idBase);
@@ -61,28 +74,43 @@ export async function* readUpper(directory: string, idBase: number): AsyncGenera
       if (entry.type !== "directory") continue;
       if (isOpaque(xattrs)) yield emptyFile(entry, join(path, ".wh..wh..opq"));
       if (levels.length >= defaultLimits.depth) throw tooLarge("directories that are too deep");
-      levels.push(enter(file, path));
+      levels.push(await enter(file, path, pauses));
     }
   } finally {
     for (const level of levels) closeSync(level.fd);
   }
 }
 
-/** Opens a directory, which must not be a link, and lists it. */
-export function enter(file: Buffer, path: ByteString): Level {
+/** Opens a directory, which must not be a link, and lists it: 100,000 names take 0.1 s, in which other work has its turns. */
+export async function enter(file: Buffer, path: ByteString, pauses: Pauses): Promise<Level> {
   const fd = openSync(file, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
   try {
-    const names = readdirSync(within(fd, Buffer.from(".")), { encoding: "buffer" });
-    return { fd, path, names: names.sort((a, b) => Buffer.compare(b, a)) };
+    const here = within(fd, ".");
+    const isLarge = fstatSync(fd).size > largeDirectory;
+    const names = isLarge ? await namesInTurns(here, pauses) : readdirSync(here, { encoding: "latin1" });
+    return { fd, path, names: names.sort().reverse() };
   } catch (error) {
     closeSync(fd);
     throw error;
   }
 }
 
+async function namesInTurns(path: Buffer, pauses: Pauses): Promise<ByteString[]> {
+  const names: ByteString[] = [];
+  const directory = opendirSync(path, { encoding: "latin1", bufferSize: namesAtOnce });
+  try {
+    for (let next = directory.readSync(); next !== null; next = directory.readSync()) {
+      if (names.push(next.name) % namesAtOnce === 0) await pauses.take();
+    }
+  } finally {
+    directory.closeSync();
+  }
+  return names;
+}
+
 /** A path to a name in an open directory, wherever that has been moved to. */
-export function within(fd: number, name: Buffer): Buffer {
-  return Buffer.concat([Buffer.from(`/proc/self/fd/${String(fd)}/`), name]);
+export function within(fd: number, name: ByteString): Buffer {
+  return Buffer.from(`/proc/self/fd/${String(fd)}/${name}`, "latin1");
 }
 
 export function join(parent: ByteString, name: ByteString): ByteString {

@@ -367,6 +367,20 @@ describe("overlays", () => {
     expect(shown.foreign).toMatch(/ 65534:65534 /);
   });
 
+  test("a directory of very many names comes whole and in order, and lets other work go on", async () => {
+    const upper = join(directory, "upper");
+    const names = Array.from({ length: 15_000 }, (_, n) => `a-name-that-is-not-short-${String(n)}`);
+    mkdirSync(join(upper, "many"), { recursive: true });
+    for (const name of names) writeFileSync(join(upper, "many", name), "");
+    writeFileSync(join(upper, "not-utf8-\u00ff"), "");
+    let turns = 0;
+    const timer = setInterval(() => turns++, 1);
+    const found = (await gather(readUpper(upper, 0))).map(({ path }) => path);
+    clearInterval(timer);
+    expect(found).toEqual(["many", ...names.map((name) => `many/${name}`).sort(), "not-utf8-\xc3\xbf"]);
+    expect(turns).toBeGreaterThan(5);
+  });
+
   test("links out of the directory are kept as links and never followed", async () => {
     const upper = await mountPoint();
     symlinkSync("/etc", join(upper, "etc"));
