@@ -1,3 +1,4 @@
+import { unlessAborted } from "../core/abort.ts";
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
@@ -97,23 +98,10 @@ export async function ensureLayers(
   const distinct = [...new Map(image.layers.map((layer) => [layer.diffId, layer])).values()];
   const lacking = await Promise.all(distinct.map(async (layer) => ((await layers.has(layer.diffId)) ? [] : [layer])));
   const missing = lacking.flat();
-  await unlessAborted(signal, Promise.all(missing.map((layer) => layers.ensure(layer))));
+  await unlessAborted(Promise.all(missing.map((layer) => layers.ensure(layer))), signal);
   return {
     layersTransferred: missing.length,
     layersSkipped: distinct.length - missing.length,
     bytesTransferred: missing.reduce((sum, layer) => sum + layer.sizeBytes, 0),
   };
-}
-
-/** What the work comes to, unless the signal aborts first. @throws the signal's reason */
-async function unlessAborted<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const abort = (): void => reject(signal.reason);
-  if (signal.aborted) abort();
-  signal.addEventListener("abort", abort, { once: true });
-  try {
-    return await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener("abort", abort);
-  }
 }
