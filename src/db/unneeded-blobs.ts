@@ -13,15 +13,19 @@ export async function neededBlobs(sql: Pool): Promise<Set<string>> {
   return new Set(rows.map(({ digest }) => digest));
 }
 
-/** Records which blobs no row needs: for those that are recorded already, since when stays. */
+/**
+ * Records which blobs no row needs: for those that are recorded already, since when stays. A record has its time once it is
+ * seen: who claims the blob before that is older than the record, and who claims it after that takes the record away.
+ */
 export async function recordUnneeded(sql: Pool, digests: readonly string[]): Promise<void> {
   const all = [...digests];
   await sql.begin((tx) => [
     tx`delete from unneeded_blobs where digest <> all (${all}::text[])`,
-    // The time of this statement, not of the transaction's begin: a job that has claimed one meanwhile is older than that.
     tx`insert into unneeded_blobs (digest, since)
-      select digest, clock_timestamp() from unnest(${all}::text[]) digest on conflict do nothing`,
+      select digest, 'infinity' from unnest(${all}::text[]) digest on conflict do nothing`,
   ]);
+  // In a transaction of its own. What another instance has recorded just now, or before it died, gets its time as well.
+  await sql`update unneeded_blobs set since = clock_timestamp() where since = 'infinity'`;
 }
 
 /** The recorded blobs that nobody can count on any longer, unless a row needs them. */

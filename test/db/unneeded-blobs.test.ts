@@ -213,6 +213,42 @@ test("a record is younger than what was claimed before it, however long its tran
   expect(row).toEqual({ younger: true });
 });
 
+test("nor is one older that had to wait for another's record", async () => {
+  const digest = await put("claimed");
+  const { promise: held, resolve: hold } = Promise.withResolvers<void>();
+  const { promise: given, reject: giveUp } = Promise.withResolvers<never>();
+  const holder = database.owner
+    .begin(async (tx) => {
+      await tx`insert into unneeded_blobs (digest) values (${digest})`;
+      hold();
+      await given;
+    })
+    .catch((error: unknown) => error);
+  await held;
+  const recorded = recordUnneeded(sql, [digest]);
+  await waitFor(1);
+  await job(0);
+  await claimBlob(sql, digest);
+  giveUp(new Error("given up"));
+  await Promise.all([holder, recorded]);
+  const [row] = await database.owner<{ younger: boolean }[]>`
+    select since > (select started_at from jobs) as younger from unneeded_blobs where digest = ${digest}`;
+  expect(row).toEqual({ younger: true });
+});
+
+test("a record that has no time yet is not due, and who claims the blob takes it away", async () => {
+  const digest = await put("claimed");
+  await database.owner`insert into unneeded_blobs (digest, since) values (${digest}, 'infinity')`;
+  expect(await dueBlobs(sql)).toEqual([]);
+  await claimBlob(sql, digest);
+  expect(await sql`select from unneeded_blobs`).toHaveLength(0);
+  // One that was left so gets its time with the next record.
+  await database.owner`insert into unneeded_blobs (digest, since) values (${digest}, 'infinity')`;
+  await recordUnneeded(sql, [digest]);
+  await later(2);
+  expect(await dueBlobs(sql)).toHaveLength(1);
+});
+
 test("many collect at once", async () => {
   const digests = await Promise.all(Array.from({ length: 50 }, (_, n) => put(`many ${n}`)));
   await collect();
