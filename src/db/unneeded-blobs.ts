@@ -1,5 +1,5 @@
 import type { UnneededBlob } from "../core/blob-store.ts";
-import type { Pool } from "./scope.ts";
+import type { Pool, Tx } from "./scope.ts";
 
 /** Keeps blobs that no row needs from being collected for an hour, and as long as jobs run that have begun by then. */
 export async function claimBlob(sql: Pool, digest: string): Promise<void> {
@@ -19,13 +19,19 @@ export async function neededBlobs(sql: Pool): Promise<Set<string>> {
  */
 export async function recordUnneeded(sql: Pool, digests: readonly string[]): Promise<void> {
   const all = [...digests];
+  // One instance at a time: two that record the same blobs in another order would wait for each other.
+  const alone = (tx: Tx) => tx`select pg_advisory_xact_lock(hashtextextended('unneeded blobs', 0))`;
   await sql.begin((tx) => [
+    alone(tx),
     tx`delete from unneeded_blobs where digest <> all (${all}::text[])`,
     tx`insert into unneeded_blobs (digest, since)
       select digest, 'infinity' from unnest(${all}::text[]) digest on conflict do nothing`,
   ]);
   // In a transaction of its own. What another instance has recorded just now, or before it died, gets its time as well.
-  await sql`update unneeded_blobs set since = clock_timestamp() where since = 'infinity'`;
+  await sql.begin((tx) => [
+    alone(tx),
+    tx`update unneeded_blobs set since = clock_timestamp() where since = 'infinity'`,
+  ]);
 }
 
 /** The recorded blobs that nobody can count on any longer, unless a row needs them. */
