@@ -128,6 +128,7 @@ async function findCached(db: Db, projectId: string, key: string): Promise<unkno
   return rows[0]?.result ?? null;
 }
 
+/** Without waiting for the disk: the commit that settles the job makes it durable, and what a crash loses is done again. */
 async function keepCached(
   db: Db,
   job: ClaimedJob,
@@ -135,9 +136,11 @@ async function keepCached(
   result: StepResult | { file: KnownFile },
 ): Promise<void> {
   await db.execute(sql`
-    insert into build_cache (project_id, key, result)
-    select ${job.projectId}, ${key}, ${JSON.stringify(result)}::jsonb where ${held(job)}
-    on conflict (project_id, key) do update set result = excluded.result, used_at = now()`);
+    with kept as (
+      insert into build_cache (project_id, key, result)
+      select ${job.projectId}, ${key}, ${JSON.stringify(result)}::jsonb where ${held(job)}
+      on conflict (project_id, key) do update set result = excluded.result, used_at = now())
+    select set_config('synchronous_commit', 'off', true)`);
 }
 
 /**

@@ -41,7 +41,8 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
  * kind than it may. The attempt is counted here, so that a job that kills its worker is not tried for ever; and a host runs
  * one suspect at a time, so that the next death of a worker takes none along that had died before. A host that is drained
  * gets none. (A function of the database, `berth_claim_jobs`: claims of all hosts follow one another, since each counts
- * what runs, and a lock and what it guards cost one round trip there.)
+ * what runs, and a lock and what it guards cost one round trip there. Its commit waits for the disk: a claim that a crash of
+ * the database took back would give its epoch to another host as well.)
  */
 export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];

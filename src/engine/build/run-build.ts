@@ -84,7 +84,7 @@ export async function runBuild(
     const built = await cachedStages(plan, state, request, AbortSignal.any([signal, beside.failed]));
     means.sandboxes.holdOff();
     const config = { ...built.config, ...inlineCache(request, built, epoch, report) };
-    const [stored] = await Promise.all([store(means, writeImage(config, built.layers)), beside.end()]);
+    const [stored] = await Promise.all([store(means, writeImage(config, built.layers)), beside.end(), report.flush()]);
     // It may have taken long.
     signal.throwIfAborted();
     const { cacheTo } = request;
