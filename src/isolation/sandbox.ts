@@ -46,6 +46,8 @@ export class Sandboxes {
   readonly #exits: Exits;
   readonly #views: Views;
   readonly #roots = new Roots();
+  /** Those whose run is being taken away. */
+  readonly #leaving = new Set<string>();
   /** What builds keep from one to the next. */
   readonly caches: Caches;
   readonly #timers: NodeJS.Timeout[];
@@ -207,7 +209,7 @@ export class Sandboxes {
   /** Runs a program inside a running container. @throws BerthError `invalid_state` when it does not run. */
   async exec(id: string, request: ExecRequest): Promise<ExecResult> {
     const slot = this.#linked.get(id);
-    const runs = () => this.probe(id).state === "running";
+    const runs = () => !this.#leaving.has(id) && this.probe(id).state === "running";
     if (slot === undefined || !runs()) throw new BerthError("invalid_state", "The container is not running.");
     try {
       return await execIn(this.#parts, slot, request);
@@ -254,9 +256,14 @@ export class Sandboxes {
   async release(id: string): Promise<void> {
     const slot = this.#linked.get(id);
     if (slot === undefined) return;
-    await this.#roots.end(id);
-    await this.#slots.before(() => releaseSlot(this.#parts, slot, id));
-    this.#forget(id);
+    this.#leaving.add(id);
+    try {
+      await this.#roots.end(id);
+      await this.#slots.before(() => releaseSlot(this.#parts, slot, id));
+      this.#forget(id);
+    } finally {
+      this.#leaving.delete(id);
+    }
   }
 
   /** Takes away the disk and the log too. Idempotent. @param slot the container's, null: it never had one */

@@ -196,7 +196,8 @@ describe.each(["crun", "runc"] as const)("sandboxes made by %s", (runtime) => {
       const worker = await host.worker();
       const ends = await worker.call<string[]>("execWhileRemoved", gone, { args: ["true"] });
       expect(ends).toContain("invalid_state");
-      expect(new Set([...ends, "ended", "invalid_state"]).size).toBe(2);
+      // An answer, or that it does not run: nothing else.
+      expect(ends.filter((end) => end !== "ended" && end !== "invalid_state")).toEqual([]);
       await worker.call("freeSlot", gone.slot);
     });
     test("keeps a bounded part of its output", async () => {
