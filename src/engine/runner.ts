@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { BerthError, toBerthError } from "../core/errors.ts";
 import { type JobKind, type JobOutcome, outcomeOfError, shownError } from "../core/job.ts";
 import { type ClaimedJob, claimJobs, extendLeases, leaseSeconds, type Room, takeLost } from "../db/leases.ts";
@@ -11,9 +12,18 @@ import { Settler } from "./settler.ts";
 /**
  * Does one attempt at a job and answers with its result. Throws a BerthError whose code says whether another attempt
  * can help. Steps must be idempotent: an attempt may be cut off anywhere. `signal` aborts when the job is cancelled or
- * the lease is lost; then nothing more may be written.
+ * the lease is lost; then nothing more may be written. What it passes to `afterwards` gives back what the attempt has on the
+ * host: once its end is settled, so that nobody waits for it, and before another attempt at the job here.
  */
-export type JobHandler = (job: ClaimedJob, services: Services, signal: AbortSignal) => Promise<Record<string, unknown>>;
+export type JobHandler = (
+  job: ClaimedJob,
+  services: Services,
+  signal: AbortSignal,
+  afterwards: (work: () => Promise<void>) => void,
+) => Promise<Record<string, unknown>>;
+
+/** Within this time who waited for a job is told of its end, which goes before what only has to be done. */
+const toldMs = 10;
 
 interface Held {
   job: ClaimedJob;
@@ -131,21 +141,33 @@ export class JobRunner {
   async #attempt(held: Held): Promise<void> {
     const { job, abort } = held;
     let outcome: JobOutcome;
+    const after: (() => Promise<void>)[] = [];
     this.#reach("job.claimed");
     try {
       const handler = this.#handlers[job.kind];
       if (handler === undefined) throw new BerthError("not_supported", `This worker does not do ${job.kind} jobs.`);
-      outcome = { status: "succeeded", result: await handler(job, this.#services, abort.signal) };
+      outcome = {
+        status: "succeeded",
+        result: await handler(job, this.#services, abort.signal, (work) => after.push(work)),
+      };
     } catch (error) {
       outcome = this.#outcomeOf(error, held);
     }
     this.#reach("job.ended");
+    const isFull = this.#room().kinds[job.kind] === undefined;
     this.#running.delete(held);
-    this.#claim();
+    // Otherwise nothing is queued that could begin before this end is settled, which wakes all hosts.
+    if (isFull || job.lost > 0) this.#claim();
     if (!(await this.#settler.settle({ job, outcome }))) {
       this.#services.log.warn({ job: job.id }, "a job's lease was lost");
     }
     this.#reach("job.settled");
+    if (after.length > 0) await sleep(toldMs);
+    for (const work of after) {
+      await work().catch((error: unknown) => {
+        this.#services.log.error({ err: error, job: job.id }, "what a job has left could not be taken away");
+      });
+    }
   }
 
   #outcomeOf(thrown: unknown, { job, cancelRequested }: Held): JobOutcome {

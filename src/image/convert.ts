@@ -46,7 +46,7 @@ export async function convertLayer(
     const image = await ErofsWriter.start(sink);
     for await (const entry of readTar(counted())) {
       const node = tree.add(entry);
-      if (node !== null && entry.size > 0) node.block = (await image.writeFile(entry.content)).block;
+      if (node !== null && entry.size > 0) await image.addFile(node, entry.content);
     }
     const diffId = hash.digest();
     const imageBytes = await image.finish(tree.root, diffId);

@@ -265,17 +265,22 @@ export class LayerStore {
     const temporary = join(this.#directory, `${randomUUID()}.tmp`);
     const converted = convertLayer(tar, temporary, this.#limits);
     converted.catch(() => undefined);
-    const placing: { done?: Promise<Converted> } = {};
-    const place = (digest: string): Promise<Converted> =>
-      (placing.done ??= converted.then((image) => this.#place(temporary, image, digest)));
+    const placing: { done?: Promise<Converted>; kept?: Promise<void> } = {};
+    const place = (digest: string): Promise<Converted> => {
+      placing.done ??= converted.then((image) => this.#place(temporary, image, digest));
+      placing.kept ??= placing.done.then(({ diffId }) => this.#keepRecord(diffId));
+      placing.kept.catch(() => undefined);
+      return placing.done;
+    };
     try {
       const stored = await store({ converted, place });
-      await this.#keepRecord((await place(stored.digest)).diffId);
+      await place(stored.digest);
+      await placing.kept;
     } catch (error) {
       await source.stop(error);
       throw error;
     } finally {
-      await Promise.allSettled([converted, placing.done ?? converted]);
+      await Promise.allSettled([converted, placing.kept ?? converted]);
       await rm(temporary, { force: true });
     }
   }

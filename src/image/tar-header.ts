@@ -62,7 +62,8 @@ export function formatHeader(header: TarHeader): Buffer {
   block.write("ustar\x0000", 257, 8, "latin1");
   writeOctal(block, 329, 8, 0);
   writeOctal(block, 337, 8, 0);
-  block.write(`${checksums(block).unsigned.toString(8).padStart(6, "0")}\0 `, 148, 8, "latin1");
+  writeOctal(block, 148, 7, checksums(block).unsigned);
+  block[155] = 0x20;
   return block;
 }
 
@@ -104,8 +105,13 @@ function parseOctal(block: Buffer, start: number, end: number, field: string): n
   return value;
 }
 
+/** Digits with zeros before them, and a NUL. Byte by byte, as they are read. */
 function writeOctal(block: Buffer, offset: number, length: number, value: number): void {
-  block.write(value.toString(8).padStart(length - 1, "0"), offset, length - 1, "latin1");
+  let left = value;
+  for (let at = offset + length - 2; at >= offset; at--) {
+    block[at] = 0x30 + (left % 8);
+    left = Math.floor(left / 8);
+  }
 }
 
 /** Sums over the block with its checksum field read as spaces; some old writers summed signed characters. */

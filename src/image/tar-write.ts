@@ -2,6 +2,10 @@ import type { LayerEntry } from "./layer-entry.ts";
 import { blockSize, formatHeader, paddingOf, type TarHeader, ustarLimits } from "./tar-header.ts";
 import { formatPax, type PaxOverrides } from "./tar-pax.ts";
 
+/** Files of up to so many bytes are given in one piece with their headers: each piece costs its way through the stream. */
+const smallContent = 16 << 10;
+const zeros = Buffer.alloc(2 * blockSize);
+
 const typeFlags = { file: "0", hardlink: "1", symlink: "2", directory: "5", fifo: "6" } as const;
 
 /**
@@ -14,20 +18,24 @@ export async function* writeTar(
 ): AsyncGenerator<Uint8Array, void, undefined> {
   for await (const entry of entries) {
     if (entry.type === "device") continue;
-    yield* formatHeaders(entry, typeFlags[entry.type]);
-    if (entry.type !== "file") continue;
-    let written = 0;
-    for await (const chunk of entry.content) {
-      written += chunk.length;
-      yield chunk;
+    let parts: Uint8Array[] = formatHeaders(entry, typeFlags[entry.type]);
+    if (entry.type === "file") {
+      let written = 0;
+      for await (const chunk of entry.content) {
+        written += chunk.length;
+        parts.push(chunk);
+        if (entry.size <= smallContent && written <= entry.size) continue;
+        yield* parts;
+        parts = [];
+      }
+      if (written !== entry.size) {
+        throw new RangeError(`an entry of ${String(entry.size)} bytes had ${String(written)} bytes of content`);
+      }
+      parts.push(zeros.subarray(0, paddingOf(written)));
     }
-    if (written !== entry.size) {
-      throw new RangeError(`an entry of ${String(entry.size)} bytes had ${String(written)} bytes of content`);
-    }
-    const padding = paddingOf(written);
-    if (padding > 0) yield Buffer.alloc(padding);
+    yield Buffer.concat(parts);
   }
-  yield Buffer.alloc(2 * blockSize);
+  yield zeros;
 }
 
 function formatHeaders(entry: LayerEntry, typeFlag: string): Buffer[] {

@@ -1,6 +1,7 @@
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Berth } from "./berth.ts";
 import { contextTar } from "./context.ts";
 import type { Docker } from "./docker.ts";
@@ -8,6 +9,8 @@ import { stampProgram } from "./stamp.ts";
 import { quantile, type Row, row } from "./table.ts";
 
 const rounds = 10;
+/** How long somebody takes who looks at a build before the next, in milliseconds. */
+const apart = 200;
 
 type Files = Record<string, Buffer>;
 
@@ -44,33 +47,51 @@ export async function measureRebuilds(berth: Berth, docker: Docker | null): Prom
   await berth.build("bench-base:1", ground);
   await docker?.build("bench-base:1", ground);
   return [
-    await compare("cold build: COPY, RUN, COPY --from, RUN with 2,000 files, p50", berth, docker, () => cold, true),
-    await compare("rebuild, nothing changed, 200 files, p50 (the peer by its CLI)", berth, docker, () => unchanged),
-    await compare("the same, a line changed: COPY, RUN, COPY --from, p50", berth, docker, (round) => ({
-      ...changing,
-      "files/100.txt": Buffer.from(`changed ${String(round)}\n`),
-    })),
+    await compare("cold build: COPY, RUN, COPY --from, RUN with 2,000 files, p50", berth, docker, () => cold, {
+      noCache: true,
+    }),
+    await compare(
+      `rebuild, nothing changed, 200 files, ${String(apart)} ms apart, p50 (the peer by its CLI)`,
+      berth,
+      docker,
+      () => unchanged,
+      { apart },
+    ),
+    await compare("the same, back to back", berth, docker, () => unchanged),
+    await compare(
+      `a line changed: COPY, RUN, COPY --from, ${String(apart)} ms apart, p50`,
+      berth,
+      docker,
+      (round) => changed(round),
+      { apart },
+    ),
+    await compare("the same, back to back", berth, docker, (round) => changed(round + 100)),
   ];
 }
+
+const changed = (round: number): Files => ({
+  ...changing,
+  "files/100.txt": Buffer.from(`changed ${String(round)}\n`),
+});
 
 async function compare(
   work: string,
   berth: Berth,
   docker: Docker | null,
   filesOf: (round: number) => Files,
-  noCache = false,
+  { noCache = false, apart = 0 }: { noCache?: boolean; apart?: number } = {},
 ): Promise<Row> {
   const directory = await mkdtemp(join(tmpdir(), "berth-bench-context-"));
   try {
     await mkdir(join(directory, "files"));
-    const ours = await times(async (round) => {
+    const ours = await times(apart, async (round) => {
       const context = await contextTar(filesOf(round));
       return () => berth.build("bench-rebuild:1", context, { noCache });
     });
     const peer =
       docker === null
         ? null
-        : await times(async (round) => {
+        : await times(apart, async (round) => {
             for (const [path, bytes] of Object.entries(filesOf(round))) {
               await writeFile(join(directory, path), bytes, { mode: 0o755 });
             }
@@ -83,10 +104,11 @@ async function compare(
 }
 
 /** Milliseconds of each round after the first, which fills caches. `prepare` answers what is timed. */
-async function times(prepare: (round: number) => Promise<() => Promise<void>>): Promise<number[]> {
+async function times(apart: number, prepare: (round: number) => Promise<() => Promise<void>>): Promise<number[]> {
   const all: number[] = [];
   for (let round = 0; round <= rounds; round++) {
     const rebuild = await prepare(round);
+    await sleep(apart);
     const before = performance.now();
     await rebuild();
     if (round > 0) all.push(performance.now() - before);

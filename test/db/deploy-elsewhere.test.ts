@@ -80,7 +80,7 @@ async function deployed(digest: string): Promise<unknown> {
   await settleJobs(sql, [{ job: await claim("build"), outcome: { status: "succeeded", result: {} } }]);
   const job = await claim("deploy");
   const services = { connection: driver.connection, wakeups, host: { id: driver.id }, config: { dataDir: "/nowhere" } };
-  const result = await deploy(job, services as unknown as Services, AbortSignal.timeout(10_000));
+  const result = await deploy(job, services as unknown as Services, AbortSignal.timeout(10_000), () => undefined);
   await settleJobs(sql, [{ job, outcome: { status: "succeeded", result: {} } }]);
   return result;
 }

@@ -209,3 +209,28 @@ test("what a job made is settled though every connection fails meanwhile", async
   await becomes(id, { status: "succeeded", result: { made: true }, attempt: 1, lost: 0 });
   await admin.end();
 });
+
+test("what an attempt leaves for afterwards comes once its end is settled, well or not, and before its runner stops", async () => {
+  for (const status of ["succeeded", "failed"]) {
+    const seen: unknown[] = [];
+    const gone = Promise.withResolvers<void>();
+    const runner = run(async (_job, _services, _signal, afterwards) => {
+      afterwards(async () => {
+        seen.push((await row(id))?.["status"]);
+        await gone.promise;
+        seen.push("gone");
+        throw new Error("told to the log");
+      });
+      await Promise.resolve();
+      if (status === "failed") throw new BerthError("step_failed", "no");
+      return {};
+    });
+    const id = await queue();
+    await expect.poll(() => seen).toEqual([status]);
+    expect(runner.idle).toBe(false);
+    const stopped = runner.stop().then(() => seen.push("stopped"));
+    gone.resolve();
+    await stopped;
+    expect(seen).toEqual([status, "gone", "stopped"]);
+  }
+});

@@ -76,6 +76,9 @@ test("layers of every kind of file, small and large, with names and attributes t
     entry("long", { type: "symlink", target: "y".repeat(4000) }),
     entry("pipe", { type: "fifo" }),
     entry("before", { content: "b", mtime: { seconds: -2, nanoseconds: 250_000_001 } }),
+    // Behind their inodes, or in blocks: by their size, or since nothing fits behind.
+    ...[1023, 1024, 1025, 4096].map((size) => entry(`etc/${String(size)}`, { content: Buffer.alloc(size, size) })),
+    entry("etc/apart", { content: "a".repeat(1000), xattrs: new Map([["user.a", Buffer.alloc(3500, 2)]]) }),
     entry("marked", { content: "m", xattrs: new Map([["user.a", Buffer.alloc(3000, 1)]]) }),
     ...many,
   ];

@@ -5,8 +5,8 @@ import { resolveIn } from "../../src/build/tree.ts";
 import type { BuildRequest, KnownFile, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
 import type { Image } from "../../src/core/image.ts";
-import { Beside } from "../../src/engine/build/beside.ts";
 import { OpenImages } from "../../src/engine/build/image-tree.ts";
+import { Leaving } from "../../src/engine/build/leaving.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -94,7 +94,7 @@ async function build(order: BuildOrder): Promise<BuildAnswer> {
     return Promise.resolve(true);
   }, 1);
   const outbound = new OutboundPolicy(order.outboundAllow ?? []);
-  const leaving = new Beside();
+  const leaving = new Leaving();
   const opened = new OpenImages();
   const started = performance.now();
   let image: Image | null = null;

@@ -5,8 +5,8 @@ import { Readable } from "node:stream";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
-import { Beside } from "../../src/engine/build/beside.ts";
 import type { ImportedCaches } from "../../src/engine/build/imported-caches.ts";
+import { Leaving } from "../../src/engine/build/leaving.ts";
 import type { BuildMeans } from "../../src/engine/build/ports.ts";
 import { BuildReport } from "../../src/engine/build/report.ts";
 import { runBuild } from "../../src/engine/build/run-build.ts";
@@ -103,7 +103,7 @@ async function build(
     for (const { text } of rows) onLine(text);
     return Promise.resolve(true);
   }, 1);
-  const leaving = new Beside();
+  const leaving = new Leaving();
   const means = {
     blobs,
     layers: new LayerStore(join(directory, "layers"), late),

@@ -80,6 +80,21 @@ describe("an image", () => {
     expect(converted.implicit).toEqual(["a", "a/b"]);
   });
 
+  test("has small files behind their inodes, as long as they are not too many to be held", async () => {
+    const content = (i: number) => Buffer.alloc(1024, i);
+    const { path, converted } = await convert(
+      Array.from({ length: 17_000 }, (_, i) => entry(String(i), { content: content(i) })),
+    );
+    // 1 KiB and an inode each, of which three share a block; the last 616 have blocks of their own, and inodes.
+    expect(converted.imageBytes).toBeLessThan(17_000 * 1600);
+    const reader = await ErofsReader.open(path);
+    for (const i of [0, 1, 16_383, 16_384, 16_999]) {
+      const { node } = reader.lookup([String(i)]);
+      expect(node === null ? null : reader.content(node)).toEqual(content(i));
+    }
+    await reader.close();
+  });
+
   test("takes whole blocks, and as many bytes as it says", async () => {
     const { path, converted } = await convert([entry("f", { content: "x".repeat(4097) })]);
     // The superblock's, two of content, one of inodes.

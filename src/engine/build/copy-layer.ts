@@ -108,7 +108,8 @@ class Writer {
     entry: FileEntry,
     content: LayerEntry["content"],
   ): AsyncGenerator<LayerEntry> {
-    yield* destination.directories(parentOf(path));
+    const parent = parentOf(path);
+    if (!destination.has(parent)) yield* destination.directories(parent);
     if ((await destination.existing(path))?.type === "directory") {
       throw cannotPlace(this.#step.destination, `${showBytes(path)} is a directory there and would become a file`);
     }

@@ -9,9 +9,9 @@ import type { Registry } from "../../image/registry.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import type { Repository } from "../../image/repository.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
-import type { Beside } from "./beside.ts";
 import type { StepLayers } from "./dated-layers.ts";
 import type { FileTree } from "./file-entry.ts";
+import type { Leaving } from "./leaving.ts";
 
 /** What finished steps of the project made, by key. */
 export interface StepCache {
@@ -50,8 +50,7 @@ export interface BuildMeans {
   warned: (warnings: readonly BuildWarningView[]) => Promise<void>;
   /** Directory for what lives as long as a build. */
   scratch: string;
-  /** Sandboxes that are being taken away; the build's result does not depend on it. */
-  leaving: Beside;
+  leaving: Leaving;
   /** Where build caches are. */
   registry: Registry;
   /** Users at registries, by registry. */

@@ -27,7 +27,7 @@ const shortestHidden = 6;
 
 /**
  * Runs a RUN step in a sandbox over the layers. `made` is called with what it changed as a layer, or null when it is
- * nothing: before the sandbox is removed, which can take as long as the step.
+ * nothing, and awaited before the sandbox is removed, which can take as long as the step.
  * @throws BerthError `step_failed` with `exitCode` and the last lines; the signal's reason when it aborts: the process
  *   is killed then, and nothing of it is left.
  */
@@ -39,7 +39,7 @@ export async function runStep(
   build: BuildIdentity,
   report: BuildReport,
   signal: AbortSignal,
-  made: (layer: MadeLayer | null) => void,
+  made: (layer: MadeLayer | null) => Promise<void>,
 ): Promise<void> {
   const { sandboxes } = means;
   const below = step.script === null ? layers : [...layers, await scriptLayer(means.layers, step.script)];
@@ -87,20 +87,24 @@ export async function runStep(
     signal.throwIfAborted();
     const end = sandboxes.probe(id);
     if (end.state !== "exited" || end.exitCode !== 0) throw failure(step, end, last);
-    const changes = readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot));
-    try {
-      const entries = await someOrNone(changes);
-      made(entries === null ? null : await means.layers.make(entries));
-    } finally {
-      // Given up half-way it has the disk open still, which could not be unmounted then.
-      await changes.return();
-    }
+    await made(await layerOf(readUpper(sandboxes.upperOf(id), sandboxes.idBaseOf(slot)), means.layers));
   } finally {
     signal.removeEventListener("abort", kill);
     unsubscribe();
     await sandboxes.remove(id, slot);
     sandboxes.freeSlot(slot);
     await rm(logDir, { recursive: true, force: true });
+  }
+}
+
+/** What a step has changed as a layer; null: nothing. */
+async function layerOf(changes: AsyncGenerator<LayerEntry>, layers: StepLayers): Promise<MadeLayer | null> {
+  try {
+    const entries = await someOrNone(changes);
+    return entries === null ? null : await layers.make(entries);
+  } finally {
+    // Given up half-way it has the disk open still, which could not be unmounted then.
+    await changes.return(undefined);
   }
 }
 

@@ -135,24 +135,31 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
   }
 }
 
-/** Runs the step and returns what it made; its sandbox and mounts are taken away beside what comes next. */
-async function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
+/** Runs the step and returns what it made; its sandbox and mounts are taken away later. */
+function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
   const { means, build, report, signal } = state;
+  const { leaving } = means;
   const made = Promise.withResolvers<MadeLayer | null>();
   const run = async (mounts: StepMounts): Promise<void> => {
-    await runStep(step, below, mounts, means, build, report, signal, (layer) => {
-      means.leaving.add(whole);
+    await runStep(step, below, mounts, means, build, report, signal, async (layer) => {
+      const turn = leaving.add(whole);
       made.resolve(layer);
+      // Secrets and caches are given back at once.
+      if (step.mounts.length === 0) await turn;
     });
   };
-  const whole = state.running.take(async () => {
+  const work = async (): Promise<void> => {
     // Caches are free again when the sandboxes that had them are gone.
-    if (step.mounts.some(({ type }) => type === "cache")) await means.leaving.settled();
+    await (step.mounts.some(({ type }) => type === "cache") ? leaving.settled() : leaving.begin());
     await withMounts(state, step, below, run);
+  };
+  let whole = Promise.resolve();
+  return state.running.take(() => {
+    whole = work();
+    // Until then it is the step that has failed, which knows its line.
+    whole.catch(made.reject);
+    return made.promise;
   });
-  // Until then it is the step that has failed, which knows its line.
-  whole.catch(made.reject);
-  return made.promise;
 }
 
 /** The directory of a WORKDIR when the root does not have it; null: it has. */

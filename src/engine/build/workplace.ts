@@ -2,8 +2,8 @@ import { mkdir, rm } from "node:fs/promises";
 import { HttpClient } from "../../image/http.ts";
 import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Log } from "../../log.ts";
-import { Beside } from "./beside.ts";
 import { OpenImages } from "./image-tree.ts";
+import { Leaving } from "./leaving.ts";
 
 /** How long a server that a build downloads from may be silent. */
 const downloadIdleMs = 30_000;
@@ -15,10 +15,8 @@ export class Workplace {
   readonly outbound: OutboundPolicy;
   readonly http: HttpClient;
   readonly images = new OpenImages();
-  /** Sandboxes that are being taken away. */
-  readonly leaving = new Beside();
+  readonly leaving = new Leaving();
   readonly #log: Log;
-  #closed: Promise<void> | null = null;
 
   private constructor(scratch: string, outbound: OutboundPolicy, log: Log) {
     this.scratch = scratch;
@@ -33,13 +31,8 @@ export class Workplace {
     return new Workplace(scratch, outbound, log);
   }
 
-  /** Gives all of it back, once. No step may run any more. */
-  close(): Promise<void> {
-    this.#closed ??= this.#close();
-    return this.#closed;
-  }
-
-  async #close(): Promise<void> {
+  /** Gives all of it back. No step may run any more. */
+  async close(): Promise<void> {
     this.http.close();
     // Its slot stays taken then; the sweep at the next start finds what is left of it.
     await this.leaving.end().catch((error: unknown) => {

@@ -124,7 +124,7 @@ function leaseLost(): BerthError {
 }
 
 /** Builds an image from an uploaded context or a git repository and tags it. */
-export const build: JobHandler = async (job, services, signal) => {
+export const build: JobHandler = async (job, services, signal, afterwards) => {
   const { connection, config, sandboxes, log } = services;
   const { db } = connection;
   const reach = armFailpoint(config.failpoint);
@@ -138,9 +138,10 @@ export const build: JobHandler = async (job, services, signal) => {
     secrets: await sealedSecrets(job, services),
     registryAuth: await sealedRegistryAuth(job, services),
   };
-  const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const outbound = new OutboundPolicy(config.outboundAllow);
   const workplace = await Workplace.open(`${buildScratch(config.dataDir)}/${randomUUID()}`, outbound, log);
+  afterwards(() => workplace.close());
+  const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(tooLong), limits.timeoutSeconds * 1000);
@@ -156,7 +157,6 @@ export const build: JobHandler = async (job, services, signal) => {
     const [recorded] = await Promise.all([
       recordBuiltImage(db, job, buildId, { ...image, manifest, sizeBytes }, request.tags.map(parseReference)),
       report.flush(),
-      workplace.close(),
     ]);
     if (!recorded) throw leaseLost();
     reach("build.recorded");
@@ -167,6 +167,5 @@ export const build: JobHandler = async (job, services, signal) => {
   } finally {
     clearTimeout(timer);
     await report.flush().catch((error: unknown) => log.warn({ err: error }, "a build's log was not written"));
-    await workplace.close();
   }
 };

@@ -11,7 +11,7 @@ const nodesAtOnce = 10_000;
 export interface Layout {
   /** Every inode once, in the order of its nids. */
   inodes: LayerNode[];
-  /** Directories and symlinks too large to stand behind their inode, in the order of their blocks. */
+  /** What is inline and too large to stand behind its inode, in the order of their blocks. */
   apart: LayerNode[];
   /** Blocks that `apart` takes. */
   apartBlocks: number;
@@ -19,10 +19,15 @@ export interface Layout {
   metadataBytes: number;
 }
 
+/** Whether a node's data is to stand behind its inode: directories, symlinks and small files. */
+export function isInline(node: LayerNode): boolean {
+  return node.type === "directory" || node.type === "symlink" || node.inline !== null;
+}
+
 /**
- * Gives every node its number, breadth first, so that the inodes of one directory lie together. Small directories and
- * symlinks stand right behind their inode, which they may not leave the block of; those that can't get blocks of their own
- * from `firstBlock` on. nid 0 is left free: a zero inode number is skipped by readers.
+ * Gives every node its number, breadth first, so that the inodes of one directory lie together. Data that is inline stands
+ * right behind its inode, which it may not leave the block of; where it would, it gets blocks of its own from `firstBlock`
+ * on. nid 0 is left free: a zero inode number is skipped by readers.
  */
 export async function layOut(root: LayerNode, firstBlock: number): Promise<Layout> {
   const layout: Layout = { inodes: [], apart: [], apartBlocks: 0, metadataBytes: inodeSize };
@@ -31,7 +36,7 @@ export async function layOut(root: LayerNode, firstBlock: number): Promise<Layou
     if (node.type === "directory") node.size = directorySize(names);
     if (node.type === "symlink") node.size = node.target.length;
     let bytes = inodeSize + xattrsSize(node);
-    if (node.type === "directory" || node.type === "symlink") {
+    if (isInline(node)) {
       if (bytes + node.size <= blockSize) {
         bytes += node.size;
         const left = blockSize - (layout.metadataBytes % blockSize);

@@ -112,10 +112,10 @@ export class ErofsReader {
     return entries;
   }
 
-  /** A file's content, or a symlink's target, as long as it is small. */
+  /** A file's content, or a symlink's target, as long as it is small. Not to be changed. */
   content({ at, size }: FoundNode): Buffer {
-    // Of its own: who is given it may keep it.
-    return this.#readAlone(at, size);
+    // What stands behind its inode was read with it.
+    return at < this.#metadata ? this.#readAlone(at, size) : this.#read(at, size);
   }
 
   /** A file's bytes from `start` on, at most `length`. Off the event loop. */

@@ -2,16 +2,26 @@ import type { FileSink } from "../file-sink.ts";
 import type { LayerNode } from "../layer-node.ts";
 import { directoryNames, encodeDirectory } from "./directory.ts";
 import { blockSize, encodeInode, encodeSuperblock, nidUnit, superblockOffset } from "./format.ts";
-import { type Layout, layOut } from "./layout.ts";
+import { isInline, type Layout, layOut } from "./layout.ts";
 import { encodeXattrs, xattrCount } from "./xattr.ts";
 
 /**
+ * Files of up to so many bytes stand behind their inodes, as long as there are not more bytes of them in all, which are held
+ * in memory. A block of 4 KiB for each would be most of the image of a tree like node_modules, and one more read.
+ */
+const inlined = { file: 1024, all: 16 << 20 };
+
+/** Metadata is written in pieces of about so many bytes. */
+const pieceBytes = 64 << 10;
+
+/**
  * Writes an EROFS image front to back: block 0 is left for the superblock, files' content follows as it streams in, then
- * the directories that need blocks of their own, then all inodes. Only the tree is held in memory. The same tree and
- * content give the same image.
+ * the directories that need blocks of their own, then all inodes. Only the tree and small files are held in memory. The same
+ * tree and content give the same image.
  */
 export class ErofsWriter {
   readonly #sink: FileSink;
+  #inlineBytes = 0;
 
   private constructor(sink: FileSink) {
     this.#sink = sink;
@@ -23,13 +33,16 @@ export class ErofsWriter {
     return writer;
   }
 
-  /** Stores a file's content in whole blocks. Returns the first block and the bytes. */
-  async writeFile(content: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): Promise<{ block: number; size: number }> {
-    const start = this.#sink.position;
+  /** Takes the content of a file, whose node knows its size: all of it comes, or an error does. */
+  async addFile(node: LayerNode, content: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): Promise<void> {
+    if (node.size <= inlined.file && this.#inlineBytes + node.size <= inlined.all) {
+      this.#inlineBytes += node.size;
+      node.inline = await collected(content, node.size);
+      return;
+    }
+    node.block = this.#sink.position / blockSize;
     for await (const chunk of content) await this.#sink.write(chunk);
-    const size = this.#sink.position - start;
     await this.#sink.pad(blockSize);
-    return { block: size === 0 ? 0 : start / blockSize, size };
   }
 
   /** Writes the tree and the superblock. Returns the image's bytes; the sink is the caller's to close. */
@@ -49,20 +62,52 @@ export class ErofsWriter {
 
   async #writeMetadata(layout: Layout, start: number): Promise<void> {
     const apart = new Set(layout.apart);
+    let parts: Buffer[] = [];
+    let bytes = 0;
+    let at = this.#sink.position;
+    const add = (part: Buffer): void => {
+      parts.push(part);
+      bytes += part.length;
+      at += part.length;
+    };
+    const write = async (): Promise<void> => {
+      await this.#sink.write(Buffer.concat(parts));
+      parts = [];
+      bytes = 0;
+    };
     for (const node of layout.inodes) {
-      await this.#sink.padTo(start + node.nid * nidUnit);
+      const gap = start + node.nid * nidUnit - at;
+      if (gap > 0) add(zeros.subarray(0, gap));
       const xattrs = encodeXattrs(node);
-      const behind = !apart.has(node) && (node.type === "directory" || node.type === "symlink");
+      const behind = !apart.has(node) && isInline(node);
       const place = { layout: behind ? "inline" : "plain", block: node.block, size: node.size } as const;
-      await this.#sink.write(encodeInode(node, place, xattrCount(xattrs.length)));
-      if (xattrs.length > 0) await this.#sink.write(xattrs);
-      if (behind) await this.#sink.write(payload(node));
+      add(encodeInode(node, place, xattrCount(xattrs.length)));
+      if (xattrs.length > 0) add(xattrs);
+      if (behind) add(payload(node));
+      if (bytes >= pieceBytes) await write();
     }
+    await write();
     await this.#sink.padTo(start + layout.metadataBytes);
     await this.#sink.pad(blockSize);
   }
 }
 
+/** Inodes lie less than a block apart. */
+const zeros = Buffer.alloc(blockSize);
+
+/** What stands behind a node's inode, or in blocks of its own. */
 function payload(node: LayerNode): Buffer {
-  return node.type === "directory" ? encodeDirectory(node, directoryNames(node)) : Buffer.from(node.target, "latin1");
+  if (node.type === "directory") return encodeDirectory(node, directoryNames(node));
+  return node.inline ?? Buffer.from(node.target, "latin1");
+}
+
+async function collected(content: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, size: number): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafe(size);
+  let filled = 0;
+  for await (const chunk of content) {
+    bytes.set(chunk, filled);
+    filled += chunk.length;
+  }
+  if (filled < size) throw new RangeError("a file has less content than its size says");
+  return bytes;
 }
