@@ -1,40 +1,16 @@
-import type {
-  BuildRequest,
-  BuildStepView,
-  BuildWarningView,
-  KnownFile,
-  StepResult,
-  TarSource,
-} from "../core/build-request.ts";
+import type { BuildStepView, BuildWarningView, KnownFile, StepResult, TarSource } from "../core/build-request.ts";
 import type { GitSource } from "../core/git-source.ts";
 import type { ImageReference } from "../core/reference.ts";
 import type { Db } from "./connect.ts";
-import { eq, sql } from "./drizzle.ts";
+import { sql } from "./drizzle.ts";
 import { type ImageRecord, recordImage } from "./image-records.ts";
 import type { ClaimedJob } from "./leases.ts";
-import { builds } from "./schema.ts";
 import { channel, topics } from "./wakeups.ts";
 
 // What the worker that runs a build reads and writes. Every write names the job's epoch: a stale claimer changes nothing.
 
 const held = (job: ClaimedJob) =>
   sql`exists (select from jobs where id = ${job.id} and epoch = ${job.epoch} and status = 'running')`;
-
-/** The build of a job, and the number of its next log line: an earlier attempt's lines stay. */
-export async function beginBuild(
-  db: Db,
-  job: ClaimedJob,
-): Promise<{ id: string; request: BuildRequest; nextSeq: number } | null> {
-  const rows = await db
-    .select({
-      id: builds.id,
-      request: builds.request,
-      nextSeq: sql<number>`(select coalesce(max(seq), 0) + 1 from build_logs where build_id = ${builds.id})::int`,
-    })
-    .from(builds)
-    .where(eq(builds.jobId, job.id));
-  return rows[0] ?? null;
-}
 
 /** Shows what a build's source was found to be. False: the lease is lost. */
 export async function recordFetched(

@@ -1,3 +1,4 @@
+import type { BuildRequest } from "../core/build-request.ts";
 import type { JobKind, JobOutcome, JobStatus } from "../core/job.ts";
 import type { Transaction } from "./connect.ts";
 import { endDeployments } from "./deployment-ends.ts";
@@ -18,6 +19,16 @@ export interface ClaimedJob {
   epoch: number;
   /** How many earlier attempts ended with their worker: such a job is a suspect. */
   lost: number;
+  /** What an attempt at a build begins with; null: it is none, the build is gone, or the job was not claimed to be done. */
+  build: BegunBuild | null;
+}
+
+/** A build as an attempt finds it. */
+export interface BegunBuild {
+  id: string;
+  request: BuildRequest;
+  /** The number of its next log line. */
+  nextSeq: number;
 }
 
 /** What a host has room for: so many more jobs of each kind, and whether one of them may be a suspect. */
@@ -47,7 +58,7 @@ const claimedColumns = `id, project_id "projectId", kind, subject_id "subjectId"
 export async function claimJobs(pool: Pool, hostId: string, room: Room): Promise<ClaimedJob[]> {
   const [kinds, counts] = [Object.keys(room.kinds), Object.values(room.kinds)];
   return pool<ClaimedJob[]>`
-    select ${pool.unsafe(claimedColumns)} from berth_claim_jobs(
+    select ${pool.unsafe(claimedColumns)}, case kind when 'build' then berth_begun_build(id) end build from berth_claim_jobs(
       ${hostId}, ${kinds}::text[], ${counts}::int[], ${room.suspect}::boolean, ${othersPerProject}, ${leaseSeconds})`;
 }
 
@@ -168,6 +179,6 @@ export async function takeLost(
   more: { held: readonly string[]; own: boolean },
 ): Promise<ClaimedJob[]> {
   return pool<ClaimedJob[]>`
-    select ${pool.unsafe(claimedColumns)} from berth_take_lost(
+    select ${pool.unsafe(claimedColumns)}, null build from berth_take_lost(
       ${hostId}, ${more.held}::text[], ${more.own}::boolean, ${leaseSeconds})`;
 }

@@ -22,6 +22,8 @@ export type JobHandler = (
   afterwards: (work: () => Promise<void>) => void,
 ) => Promise<Record<string, unknown>>;
 
+const soonMs = 5;
+
 /** Within this time who waited for a job is told of its end, which goes before what only has to be done. */
 const toldMs = 10;
 
@@ -118,7 +120,9 @@ export class JobRunner {
     if (this.#stopped || Object.keys(room.kinds).length === 0) return;
     const claim = claimJobs(this.#services.connection.sql, this.#services.host.id, room).then((jobs) => {
       for (const job of jobs) this.#run(job);
-      if (jobs.length > 0) this.#claim();
+      // One that comes alone was most often all there was: it goes before asking for more.
+      if (jobs.length > 1) this.#claim();
+      else if (jobs.length > 0) setTimeout(this.#claim, soonMs).unref();
     });
     this.#claiming = claim;
     await claim;

@@ -1,6 +1,9 @@
 import type { FileHandle } from "node:fs/promises";
 import type { Readable } from "node:stream";
 
+/** What is read once, from its beginning to its end. */
+export type Bytes = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+
 export interface PutExpectation {
   /** The digest that the bytes must have; absent: whatever they have. */
   digest?: string;
@@ -37,7 +40,7 @@ export interface BlobStore {
   /** The blob as a file of this machine, which stays whole while it is open; null: there is none. */
   file(digest: string): Promise<FileHandle | null>;
   /** @throws BerthError `digest_mismatch`, `body_too_large`, `disk_full`, `blob_store_error`, or the source's error. */
-  put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob>;
+  put(source: Bytes, expect: PutExpectation): Promise<StoredBlob>;
   /** Removes from this machine what lay there for so long without being of use: unfinished blobs, copies. */
   tidy(olderThanMs: number): Promise<void>;
 }

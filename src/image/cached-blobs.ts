@@ -3,7 +3,7 @@ import type { FileHandle } from "node:fs/promises";
 import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
-import type { BlobStore, ByteRange, PutExpectation, StoredBlob } from "./blobs.ts";
+import type { BlobStore, ByteRange, Bytes, PutExpectation, StoredBlob } from "./blobs.ts";
 import { type FarBlobs, passing } from "./far-blobs.ts";
 import type { FileBlobs } from "./file-blobs.ts";
 import { type BreakingSource, resumed } from "./resumed.ts";
@@ -62,7 +62,7 @@ export class CachedBlobs implements BlobStore {
     return this.near.file(digest);
   }
 
-  async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {
+  async put(source: Bytes, expect: PutExpectation): Promise<StoredBlob> {
     const stored = await this.near.put(source, expect);
     await this.forward(stored);
     return stored;

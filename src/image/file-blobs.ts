@@ -5,7 +5,7 @@ import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
 import { digestPattern } from "../core/reference.ts";
-import type { ByteRange, Claim, ClusterStore, IncomingBlob, PutExpectation, StoredBlob } from "./blobs.ts";
+import type { ByteRange, Bytes, Claim, ClusterStore, IncomingBlob, PutExpectation, StoredBlob } from "./blobs.ts";
 import { digestHex } from "./digest.ts";
 import { IncomingFile } from "./incoming-file.ts";
 
@@ -30,13 +30,7 @@ export class FileBlobs implements ClusterStore {
 
   async size(digest: string): Promise<number | null> {
     await this.#claim(digest);
-    const file = await openBlob(this.#path(digest));
-    if (file === null) return null;
-    try {
-      return (await file.stat()).size;
-    } finally {
-      await file.close();
-    }
+    return sizeOf(this.#path(digest));
   }
 
   async open(digest: string, range?: ByteRange): Promise<Readable> {
@@ -49,7 +43,7 @@ export class FileBlobs implements ClusterStore {
     return openBlob(this.#path(digest));
   }
 
-  async put(source: AsyncIterable<Uint8Array>, expect: PutExpectation): Promise<StoredBlob> {
+  async put(source: Bytes, expect: PutExpectation): Promise<StoredBlob> {
     const incoming = await this.#begin();
     try {
       await incoming.append(source, expect.maxBytes);
@@ -140,10 +134,11 @@ export class FileBlobs implements ClusterStore {
     const blob = { digest: incoming.finish(expect.digest), sizeBytes: incoming.bytes };
     const path = this.#path(blob.digest);
     expect.written?.(blob);
-    const wasHere = isHere(path, blob.sizeBytes);
+    const isHere = () => sizeOf(path) === blob.sizeBytes;
+    const wasHere = isHere();
     const claimed = Promise.all([this.#claim(blob.digest), expect.confirm?.()]);
     // An unchanged context, for one, is there already; whether it still is counts once it is claimed.
-    const here = wasHere && (await claimed, isHere(path, blob.sizeBytes));
+    const here = wasHere && (await claimed, isHere());
     if (here) {
       // As if it had been stored now: what is old may go (deleteOlder).
       const now = new Date();
@@ -182,10 +177,11 @@ async function keepPart(incoming: IncomingFile, part: string): Promise<void> {
   }
 }
 
-/** Whether there is a file of this size; a name that leads to one is none. */
-function isHere(path: string, sizeBytes: number): boolean {
+/** Bytes of a file; null: there is none. A name that leads to one is none. */
+function sizeOf(path: string): number | null {
+  // Of a local file: waiting for a thread takes longer.
   const found = lstatSync(path, { throwIfNoEntry: false });
-  return found?.isFile() === true && found.size === sizeBytes;
+  return found?.isFile() === true ? found.size : null;
 }
 
 async function openBlob(path: string): Promise<FileHandle | null> {

@@ -1,6 +1,7 @@
 import { createHash, type Hash } from "node:crypto";
 import { rename, rm } from "node:fs/promises";
 import { BerthError } from "../core/errors.ts";
+import type { Bytes } from "./blobs.ts";
 import { FileSink } from "./file-sink.ts";
 
 /** Up to so many bytes are held until it is known that they must be kept: much of what is small is there already. */
@@ -27,7 +28,7 @@ export class IncomingFile {
   }
 
   /** @throws BerthError `body_too_large` when there are more than `maxBytes` in all, `disk_full`; the source's error. */
-  async append(source: AsyncIterable<Uint8Array>, maxBytes: number): Promise<void> {
+  async append(source: Bytes, maxBytes: number): Promise<void> {
     for await (const chunk of source) {
       if (this.#bytes + chunk.length > maxBytes) {
         throw new BerthError("body_too_large", `The content has more than ${String(maxBytes)} bytes.`);

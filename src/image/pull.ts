@@ -1,4 +1,3 @@
-import { Readable } from "node:stream";
 import { BerthError } from "../core/errors.ts";
 import type { Image, Layer } from "../core/image.ts";
 import { type Platform, parsePlatform, platformOf } from "../core/platform.ts";
@@ -53,8 +52,8 @@ export async function pullImage(request: PullRequest): Promise<PulledImage> {
   const image = joinImage(manifest, fetched.digest, parseConfig(configBytes), wanted, name);
   const counts = await pullLayers(request, repository, image.layers);
   // Last, so that whoever finds the manifest's blob finds all that it names.
-  await blobs.put(Readable.from([configBytes]), { digest: manifest.config.digest, maxBytes: configBytes.length });
-  await blobs.put(Readable.from([fetched.bytes]), { digest: fetched.digest, maxBytes: fetched.bytes.length });
+  await blobs.put([configBytes], { digest: manifest.config.digest, maxBytes: configBytes.length });
+  await blobs.put([fetched.bytes], { digest: fetched.digest, maxBytes: fetched.bytes.length });
   return { image, manifest: JSON.parse(fetched.bytes.toString("utf8")) as Record<string, unknown>, ...counts };
 }
 

@@ -8,7 +8,9 @@ import type { Docker } from "./docker.ts";
 import { stampProgram } from "./stamp.ts";
 import { quantile, type Row, row } from "./table.ts";
 
-const rounds = 10;
+/** Builds that are measured, and those before them: caches fill, and what a server does for the first times is compiled. */
+const rounds = { cold: { warm: 2, timed: 10 }, again: { warm: 20, timed: 20 }, more: { warm: 2, timed: 20 } };
+type Rounds = (typeof rounds)[keyof typeof rounds];
 /** How long somebody takes who looks at a build before the next, in milliseconds. */
 const apart = 200;
 
@@ -47,25 +49,34 @@ export async function measureRebuilds(berth: Berth, docker: Docker | null): Prom
   await berth.build("bench-base:1", ground);
   await docker?.build("bench-base:1", ground);
   return [
-    await compare("cold build: COPY, RUN, COPY --from, RUN with 2,000 files, p50", berth, docker, () => cold, {
-      noCache: true,
-    }),
+    await compare(
+      "cold build: COPY, RUN, COPY --from, RUN with 2,000 files, p50",
+      berth,
+      docker,
+      () => cold,
+      rounds.cold,
+      {
+        noCache: true,
+      },
+    ),
     await compare(
       `rebuild, nothing changed, 200 files, ${String(apart)} ms apart, p50 (the peer by its CLI)`,
       berth,
       docker,
       () => unchanged,
+      rounds.again,
       { apart },
     ),
-    await compare("the same, back to back", berth, docker, () => unchanged),
+    await compare("the same, back to back", berth, docker, () => unchanged, rounds.more),
     await compare(
       `a line changed: COPY, RUN, COPY --from, ${String(apart)} ms apart, p50`,
       berth,
       docker,
       (round) => changed(round),
+      rounds.again,
       { apart },
     ),
-    await compare("the same, back to back", berth, docker, (round) => changed(round + 100)),
+    await compare("the same, back to back", berth, docker, (round) => changed(round + 100), rounds.more),
   ];
 }
 
@@ -79,19 +90,20 @@ async function compare(
   berth: Berth,
   docker: Docker | null,
   filesOf: (round: number) => Files,
+  rounds: Rounds,
   { noCache = false, apart = 0 }: { noCache?: boolean; apart?: number } = {},
 ): Promise<Row> {
   const directory = await mkdtemp(join(tmpdir(), "berth-bench-context-"));
   try {
     await mkdir(join(directory, "files"));
-    const ours = await times(apart, async (round) => {
+    const ours = await times(rounds, apart, async (round) => {
       const context = await contextTar(filesOf(round));
       return () => berth.build("bench-rebuild:1", context, { noCache });
     });
     const peer =
       docker === null
         ? null
-        : await times(apart, async (round) => {
+        : await times(rounds, apart, async (round) => {
             for (const [path, bytes] of Object.entries(filesOf(round))) {
               await writeFile(join(directory, path), bytes, { mode: 0o755 });
             }
@@ -103,15 +115,19 @@ async function compare(
   }
 }
 
-/** Milliseconds of each round after the first, which fills caches. `prepare` answers what is timed. */
-async function times(apart: number, prepare: (round: number) => Promise<() => Promise<void>>): Promise<number[]> {
+/** Milliseconds of each round after the first ones. `prepare` answers what is timed. */
+async function times(
+  { warm, timed }: Rounds,
+  apart: number,
+  prepare: (round: number) => Promise<() => Promise<void>>,
+): Promise<number[]> {
   const all: number[] = [];
-  for (let round = 0; round <= rounds; round++) {
+  for (let round = -warm; round < timed; round++) {
     const rebuild = await prepare(round);
     await sleep(apart);
     const before = performance.now();
     await rebuild();
-    if (round > 0) all.push(performance.now() - before);
+    if (round >= 0) all.push(performance.now() - before);
   }
   return all;
 }

@@ -1,5 +1,4 @@
 import type { FileHandle } from "node:fs/promises";
-import { Readable } from "node:stream";
 import { parseDockerfile } from "../../build/dockerfile.ts";
 import { IgnoreRules } from "../../build/ignore.ts";
 import { maxDockerfileLength } from "../../build/lex.ts";
@@ -203,8 +202,7 @@ async function readOptional(tree: ContextTree, path: string): Promise<string | n
 
 async function store(means: BuildMeans, written: ReturnType<typeof writeImage>): Promise<Omit<BuiltImage, "cache">> {
   const { image, manifest, config, configDigest } = written;
-  const put = (bytes: Uint8Array, digest: string) =>
-    means.blobs.put(Readable.from([bytes]), { digest, maxBytes: bytes.length });
+  const put = (bytes: Uint8Array, digest: string) => means.blobs.put([bytes], { digest, maxBytes: bytes.length });
   await Promise.all([put(config, configDigest), put(manifest, image.digest)]);
   return { image, manifest: JSON.parse(Buffer.from(manifest).toString()) as Record<string, unknown> };
 }

@@ -1,13 +1,11 @@
 import { randomUUID } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { fileKey } from "../../build/keys.ts";
-import type { BuildRequest } from "../../core/build-request.ts";
 import { BerthError } from "../../core/errors.ts";
 import type { BuildPayload } from "../../core/job.ts";
 import { formatPlatform } from "../../core/platform.ts";
 import { hubReference, parseReference } from "../../core/reference.ts";
 import {
-  beginBuild,
   findCachedFile,
   findCachedStep,
   keepCachedFile,
@@ -18,7 +16,7 @@ import {
   reportBuild,
 } from "../../db/build-runs.ts";
 import { projectHasLayer } from "../../db/image-records.ts";
-import { type ClaimedJob, holdsJob } from "../../db/leases.ts";
+import { type BegunBuild, type ClaimedJob, holdsJob } from "../../db/leases.ts";
 import { OutboundPolicy } from "../../image/outbound.ts";
 import { pullLayer } from "../../image/pull.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
@@ -66,7 +64,7 @@ async function sealedRegistryAuth(job: ClaimedJob, services: Services): Promise<
 function meansOf(
   job: ClaimedJob,
   services: Services,
-  { id: buildId, request }: { id: string; request: BuildRequest },
+  { id: buildId, request }: BegunBuild,
   { scratch, outbound, http, images, leaving }: Workplace,
   sealed: Pick<BuildMeans, "gitAuth" | "secrets" | "registryAuth">,
 ): BuildMeans {
@@ -128,7 +126,7 @@ export const build: JobHandler = async (job, services, signal, afterwards) => {
   const { connection, config, sandboxes, log } = services;
   const { db } = connection;
   const reach = armFailpoint(config.failpoint);
-  const begun = await beginBuild(db, job);
+  const begun = job.build;
   if (begun === null) throw new BerthError("not_found", "The build is gone.");
   reach("build.begun");
   const { id: buildId, request, nextSeq } = begun;
