@@ -1,8 +1,9 @@
 import { randomUUID } from "node:crypto";
-import { constants, lstatSync, lutimesSync, type Stats } from "node:fs";
+import { closeSync, constants, fsync, lstatSync, lutimesSync, openSync, type Stats } from "node:fs";
 import { chmod, chown, type FileHandle, mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Readable } from "node:stream";
+import { promisify } from "node:util";
 import { BerthError } from "../core/errors.ts";
 import { digestPattern } from "../core/reference.ts";
 import type { ByteRange, Bytes, Claim, ClusterStore, IncomingBlob, PutExpectation, StoredBlob } from "./blobs.ts";
@@ -10,6 +11,7 @@ import { digestHex } from "./digest.ts";
 import { IncomingFile } from "./incoming-file.ts";
 
 const chunk = 256 << 10;
+const sync = promisify(fsync);
 
 /**
  * Blobs in a directory: `sha256/<hex>`, and `tmp/` for what is being written. The unprivileged API owns the directory and
@@ -206,12 +208,12 @@ async function removeOld(
   }
 }
 
-/** Renames are durable once their directory is. */
+/** Renames are durable once their directory is. Only what may wait for the disk goes by a thread. */
 async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path, "r");
+  const directory = openSync(path, "r");
   try {
-    await directory.sync();
+    await sync(directory);
   } finally {
-    await directory.close();
+    closeSync(directory);
   }
 }

@@ -64,6 +64,11 @@ export class FileSink {
 
   /** Overwrites bytes that were appended before. */
   async writeAt(bytes: Uint8Array, position: number): Promise<void> {
+    const start = this.#position - this.#filled;
+    if (position >= start) {
+      this.#filling.set(bytes, position - start);
+      return;
+    }
     await this.#drain();
     await this.#file.write(bytes, 0, bytes.length, position).catch(diskError);
   }

@@ -77,6 +77,7 @@ export class LayerStore {
   readonly #records = new Map<string, LayerRecord>();
   /** When the use of an image was last noted. */
   readonly #uses = new Map<string, number>();
+  #isMade = false;
   /** Per stack of layers (their diff ids) the image to put on top; null: none is needed. */
   readonly #tops = new Map<string, string | null>();
 
@@ -261,7 +262,8 @@ export class LayerStore {
     tar: AsyncIterable<Uint8Array>,
     store: (conversion: Conversion) => Promise<StoredBlob>,
   ): Promise<void> {
-    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    if (!this.#isMade) await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    this.#isMade = true;
     const temporary = join(this.#directory, `${randomUUID()}.tmp`);
     const converted = convertLayer(tar, temporary, this.#limits);
     converted.catch(() => undefined);

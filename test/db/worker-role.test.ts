@@ -64,6 +64,7 @@ const rights: Record<string, Partial<Record<"SELECT" | "INSERT" | "UPDATE" | "DE
 const callers: Record<string, string> = {
   berth_admit_host: "api",
   berth_authenticate: "api",
+  berth_begun_build: "worker",
   berth_claim_blob: "api worker",
   berth_claim_jobs: "worker",
   berth_delete_expired: "worker",

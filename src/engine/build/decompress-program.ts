@@ -19,7 +19,7 @@ const formats = [
   },
 ];
 /** So many bytes tell. */
-export const magicLength = 6;
+const magicLength = 6;
 const limits = { fileBytes: 0, addressBytes: 2 ** 30, processes: 4 };
 
 /** Whether what begins so is compressed, in a way that `hostDecompress` knows. */

@@ -21,7 +21,7 @@ import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
 import { datedLayers } from "./dated-layers.ts";
-import { hostDecompress, isCompressed, magicLength } from "./decompress-program.ts";
+import { hostDecompress, isCompressed } from "./decompress-program.ts";
 import { type CacheExport, exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
 import { inlineCache } from "./inline-cache.ts";
@@ -118,24 +118,28 @@ async function contextDigest(
 /** The context whose tar is in the blob store. A plain one that is here as a file is read where it is, and not copied. */
 async function readBlob(digest: string, means: BuildMeans, signal: AbortSignal): Promise<Context> {
   const file = await means.blobs.file(digest);
-  if (file !== null && (await isPlain(file))) return readContext(abortable(piecesOf(file), signal), file);
+  const first = await (file === null ? null : readPiece(file, 0));
+  if (file !== null && first !== null && !isCompressed(first)) {
+    return readContext(abortable(piecesOf(file, first), signal), file);
+  }
   await file?.close();
   const plain = hostDecompress(means.sandboxes);
   const tar = abortable(plain(await means.blobs.open(digest)), signal);
   return readContext(tar, `${means.scratch}/context`);
 }
 
-async function isPlain(file: FileHandle): Promise<boolean> {
-  const { bytesRead, buffer } = await file.read(Buffer.alloc(magicLength), 0, magicLength, 0);
-  return !isCompressed(buffer.subarray(0, bytesRead));
+async function readPiece(file: FileHandle, position: number): Promise<Buffer> {
+  const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize, position);
+  return buffer.subarray(0, bytesRead);
 }
 
-async function* piecesOf(file: FileHandle): AsyncGenerator<Uint8Array, void, undefined> {
-  for (let position = 0; ; ) {
-    const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(readSize), 0, readSize, position);
-    if (bytesRead === 0) return;
-    position += bytesRead;
-    yield buffer.subarray(0, bytesRead);
+/** All of a file, of which the first piece was read. */
+async function* piecesOf(file: FileHandle, first: Buffer): AsyncGenerator<Uint8Array, void, undefined> {
+  yield first;
+  let position = first.length;
+  for (let last = first; last.length === readSize; position += last.length) {
+    last = await readPiece(file, position);
+    yield last;
   }
 }
 

@@ -1,4 +1,5 @@
-import { mkdir, rm } from "node:fs/promises";
+import { mkdirSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { HttpClient } from "../../image/http.ts";
 import type { OutboundPolicy } from "../../image/outbound.ts";
 import type { Log } from "../../log.ts";
@@ -26,8 +27,8 @@ export class Workplace {
   }
 
   /** @param scratch a directory that is made, for what lives as long as the build */
-  static async open(scratch: string, outbound: OutboundPolicy, log: Log): Promise<Workplace> {
-    await mkdir(scratch, { recursive: true, mode: 0o711 });
+  static open(scratch: string, outbound: OutboundPolicy, log: Log): Workplace {
+    mkdirSync(scratch, { recursive: true, mode: 0o711 });
     return new Workplace(scratch, outbound, log);
   }
 

@@ -137,7 +137,7 @@ export const build: JobHandler = async (job, services, signal, afterwards) => {
     registryAuth: await sealedRegistryAuth(job, services),
   };
   const outbound = new OutboundPolicy(config.outboundAllow);
-  const workplace = await Workplace.open(`${buildScratch(config.dataDir)}/${randomUUID()}`, outbound, log);
+  const workplace = Workplace.open(`${buildScratch(config.dataDir)}/${randomUUID()}`, outbound, log);
   afterwards(() => workplace.close());
   const report = new BuildReport((lines, steps) => reportBuild(db, job, buildId, lines, steps), nextSeq);
   const tooLong = new BerthError("step_timeout", `The build took longer than ${limits.timeoutSeconds} seconds.`);
