@@ -1,4 +1,6 @@
 import type { BuildRequest } from "./build-request.ts";
+import { type BuildPayload, jobSealPurpose } from "./job.ts";
+import { open, seal } from "./keys.ts";
 
 /** Who hosts a source's repository and how its webhooks are signed; `berth`: what is pushed to Berth itself. */
 export const sourceProviders = ["github", "gitlab", "gitea", "forgejo", "bitbucket", "generic", "berth"] as const;
@@ -7,8 +9,15 @@ export type SourceProvider = (typeof sourceProviders)[number];
 /** What a source's builds are asked, but for the context. */
 export type SourceBuild = Omit<BuildRequest, "source">;
 
-/** What a `source` job is asked: to read a ref of the source, and to build it. */
-export interface SourcePayload {
+/** What of a source is kept encrypted for its builds, by the name that it has in a build's payload. */
+const sealedKinds = ["registryAuth", "secrets"] as const;
+type SealedKind = (typeof sealedKinds)[number];
+
+/** What is kept so, each as JSON, sealed for `sourceSealPurpose`; null: the source has none. */
+export type SourceSeals = Record<SealedKind, string | null>;
+
+/** A `source` job's own: to read a ref of the source, and to build it. What is sealed for builds is so for the build's job. */
+export interface SourcePayload extends Pick<BuildPayload, SealedKind> {
   ref: string;
   /** Also when nothing has changed. */
   again?: true;
@@ -16,13 +25,28 @@ export interface SourcePayload {
   buildJobId: string;
   /** Credentials, sealed for this job and for the build's (`jobSealPurpose`), and the origin that they are for alone. */
   auth?: { origin: string; read: string; build: string };
-  /** Users at registries, sealed for the build's job. */
-  registryAuth?: string;
 }
 
-/** For what a source's users at registries are sealed (core/keys.ts) in its row. */
-export function registryAuthPurpose(sourceId: string): string {
-  return `registryAuth:${sourceId}`;
+/** For what it is sealed (core/keys.ts) in the source's row. */
+export function sourceSealPurpose(kind: SealedKind, sourceId: string): string {
+  return `${kind}:${sourceId}`;
+}
+
+/** What a source keeps for its builds, for the payload of one of their jobs. */
+export function sealedForBuild(
+  secretKey: string,
+  sourceId: string,
+  seals: SourceSeals,
+  buildJobId: string,
+): Pick<BuildPayload, SealedKind> {
+  const purpose = jobSealPurpose({ kind: "build", id: buildJobId });
+  const resealed = sealedKinds.flatMap((kind) => {
+    const kept = seals[kind];
+    return kept === null
+      ? []
+      : [[kind, seal(secretKey, purpose, open(secretKey, sourceSealPurpose(kind, sourceId), kept))]];
+  });
+  return Object.fromEntries(resealed) as Pick<BuildPayload, SealedKind>;
 }
 
 export const deliveryStatuses = ["received", "ignored", "building", "built", "failed"] as const;

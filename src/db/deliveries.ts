@@ -1,11 +1,12 @@
 import { newId } from "../core/ids.ts";
 import { jobSealPurpose } from "../core/job.ts";
 import { open, seal } from "../core/keys.ts";
-import { type DeliveryStatus, registryAuthPurpose, type SourcePayload } from "../core/source.ts";
+import { type DeliveryStatus, type SourcePayload, type SourceSeals, sealedForBuild } from "../core/source.ts";
 import { insertJob } from "./jobs.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
 import { type Fragment, read, type Scope, type Sql, type Tx, time, wake } from "./scope.ts";
 import { keepSource, lockHead } from "./source-builds.ts";
+import { seals } from "./sources.ts";
 import { topics } from "./wakeups.ts";
 
 export interface DeliveryRow {
@@ -148,7 +149,7 @@ async function queueRead(tx: Tx, source: NoticedSource, asked: Asked): Promise<s
   } else {
     // One that waits for its next attempt need not any more.
     await tx`
-      update jobs set payload = payload - array['auth', 'registryAuth'] || ${JSON.stringify(payload)}::text::jsonb, run_at = now(), attempt = 0
+      update jobs set payload = payload - array['auth', 'secrets', 'registryAuth'] || ${JSON.stringify(payload)}::text::jsonb, run_at = now(), attempt = 0
       where id = ${id}`;
     // Who claims passes by the row while it is locked.
     await wake(tx, topics.jobs);
@@ -163,20 +164,17 @@ async function payloadFor(
   asked: Asked,
 ): Promise<SourcePayload & Record<string, unknown>> {
   const buildJobId = newId("job");
-  const [row] = await tx<{ url: string | null; sealed: string | null; users: string | null }[]>`
-    select url, auth_sealed as sealed, registry_auth_sealed as users from sources where id = ${source.id}`;
+  const [row] = await tx<{ url: string | null; sealed: string | null; seals: SourceSeals }[]>`
+    select url, auth_sealed as sealed, ${seals(tx)} as seals from sources where id = ${source.id}`;
   const { secretKey } = source;
   const sealFor = (kind: "source" | "build", id: string, text: string) =>
     seal(secretKey, jobSealPurpose({ kind, id }), text);
-  const payload: SourcePayload & Record<string, unknown> = { ...asked, buildJobId };
+  const forBuild = row === undefined ? {} : sealedForBuild(secretKey, source.id, row.seals, buildJobId);
+  const payload: SourcePayload & Record<string, unknown> = { ...asked, ...forBuild, buildJobId };
   if (row !== undefined && row.url !== null && row.sealed !== null) {
     const text = open(secretKey, `auth:${source.id}`, row.sealed);
     const { origin } = new URL(row.url);
     payload.auth = { origin, read: sealFor("source", jobId, text), build: sealFor("build", buildJobId, text) };
-  }
-  if (row !== undefined && row.users !== null) {
-    const text = open(secretKey, registryAuthPurpose(source.id), row.users);
-    payload.registryAuth = sealFor("build", buildJobId, text);
   }
   return payload;
 }

@@ -155,6 +155,7 @@ export const sources = pg.pgTable("sources", {
   secretSealed: pg.text("secret_sealed").notNull(),
   authSealed: pg.text("auth_sealed"),
   registryAuthSealed: pg.text("registry_auth_sealed"),
+  secretsSealed: pg.text("secrets_sealed"),
   createdAt: createdAt(),
 });
 

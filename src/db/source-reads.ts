@@ -34,10 +34,11 @@ export interface Reading {
  * the job's lease is lost; `quota_exceeded` when the project has too many open jobs. Nothing was written then.
  */
 export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Promise<Reading> {
-  const { ref, again, buildJobId, auth: sealed, registryAuth } = job.payload as unknown as SourcePayload;
+  const { ref, again, buildJobId, auth: sealed, registryAuth, secrets } = job.payload as unknown as SourcePayload;
   const payload = {
     ...(sealed?.origin === new URL(read.url).origin ? { auth: sealed.build } : {}),
     ...(registryAuth === undefined ? {} : { registryAuth }),
+    ...(secrets === undefined ? {} : { secrets }),
   };
   const source = { id: job.subjectId ?? "", projectId: job.projectId };
   return sql.begin(async (tx) => {

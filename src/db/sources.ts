@@ -1,6 +1,6 @@
 import type { DeployTemplate } from "../core/deploy.ts";
 import { BerthError } from "../core/errors.ts";
-import type { SourceBuild, SourceProvider } from "../core/source.ts";
+import type { SourceBuild, SourceProvider, SourceSeals } from "../core/source.ts";
 import { endWaiting } from "./deployment-ends.ts";
 import { stopEarlier } from "./deployment-runs.ts";
 import { behind, type Page, type Paged, paged } from "./page.ts";
@@ -18,8 +18,8 @@ export interface SourceRow {
   deploy: DeployTemplate | null;
   /** Credentials for the repository, sealed for `auth:<id>`. */
   authSealed: string | null;
-  /** Users at registries, sealed for `registryAuthPurpose`. */
-  registryAuthSealed: string | null;
+  /** What it keeps for its builds. */
+  seals: SourceSeals;
   /** What was built last of each ref. */
   heads: { ref: string; commit: string; buildId: string | null }[];
   /** Of the deployment that its ports lead to. */
@@ -27,10 +27,14 @@ export interface SourceRow {
   createdAt: string;
 }
 
+/** The columns of a source that `SourceSeals` are. */
+export const seals = (sql: Sql): Fragment =>
+  sql`json_build_object('registryAuth', registry_auth_sealed, 'secrets', secrets_sealed)`;
+
 function view(sql: Sql, where: Fragment): Fragment {
   return sql`
     select id, name, provider, url, branches, subdirectory, build, deploy, auth_sealed as "authSealed",
-      registry_auth_sealed as "registryAuthSealed",
+      ${seals(sql)} as seals,
       coalesce((select json_agg(json_build_object('ref', h.ref, 'commit', h.commit, 'buildId', h.build_id) order by h.ref)
         from source_heads h where h.source_id = sources.id and h.commit is not null), '[]') as heads,
       (select d.id from deployments d where d.source_id = sources.id and d.status = 'succeeded'
@@ -85,10 +89,10 @@ export async function insertSource(
 ): Promise<void> {
   await tx`
     insert into sources (id, project_id, name, provider, url, branches, subdirectory, build, deploy, secret_sealed, auth_sealed,
-      registry_auth_sealed)
+      registry_auth_sealed, secrets_sealed)
     values (${source.id}, ${source.projectId}, ${source.name}, ${source.provider}, ${source.url}, ${source.branches},
       ${source.subdirectory}, ${JSON.stringify(source.build)}::text::jsonb, ${json(source.deploy)}::text::jsonb,
-      ${source.secretSealed}, ${source.authSealed}, ${source.registryAuthSealed})`;
+      ${source.secretSealed}, ${source.authSealed}, ${source.seals.registryAuth}, ${source.seals.secrets})`;
 }
 
 /** The source, which nothing else changes or removes until the transaction ends; null when the project has none. */
@@ -104,7 +108,7 @@ export async function updateSource(tx: Tx, before: SourceRow, source: SourceFiel
     update sources set name = ${source.name}, url = ${source.url}, branches = ${source.branches},
       subdirectory = ${source.subdirectory}, build = ${JSON.stringify(source.build)}::text::jsonb,
       deploy = ${json(source.deploy)}::text::jsonb, auth_sealed = ${source.authSealed},
-      registry_auth_sealed = ${source.registryAuthSealed}
+      registry_auth_sealed = ${source.seals.registryAuth}, secrets_sealed = ${source.seals.secrets}
     where id = ${id}`;
   if (before.url !== source.url) await tx`delete from source_heads where source_id = ${id}`;
 }
@@ -126,7 +130,7 @@ export async function deleteSource(tx: Tx, projectId: string, id: string): Promi
     select id from deployments where source_id = ${id} and status = 'switching' for update`;
   for (const run of switching) await stopEarlier(tx, run);
   await tx`
-    update jobs set status = 'cancelled', finished_at = now(), payload = payload - array['auth', 'registryAuth']
+    update jobs set status = 'cancelled', finished_at = now(), payload = payload - array['auth', 'secrets', 'registryAuth']
     where project_id = ${projectId} and subject_id = ${id} and kind = 'source' and status = 'queued'`;
   await tx`delete from sources where project_id = ${projectId} and id = ${id}`;
 }

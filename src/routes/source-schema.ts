@@ -4,6 +4,7 @@ import type { DeliveryRow } from "../db/deliveries.ts";
 import type { SourceRow } from "../db/sources.ts";
 import { RegistryUsers } from "./build-registries.ts";
 import { SourceBuildOptions } from "./build-schema.ts";
+import { BuildSecrets } from "./build-secrets.ts";
 import { Name } from "./container-schema.ts";
 import { Deploy, deployView } from "./container-template.ts";
 import { GitAuth, GitRef, GitUrl, Subdirectory } from "./git-schema.ts";
@@ -19,6 +20,12 @@ const registryAuth = RegistryUsers.openapi({
   description: "For base images and caches of its builds at these registries; kept encrypted and never shown.",
 });
 
+const secrets = BuildSecrets.openapi({
+  description:
+    "For `RUN --mount=type=secret` of its builds, by id; kept encrypted and never shown. Who may push to it can have a build " +
+    "read them.",
+});
+
 export const SourceCreate = z
   .strictObject({
     name: Name.openapi({ example: "web" }),
@@ -30,6 +37,7 @@ export const SourceCreate = z
     subdirectory: Subdirectory.optional(),
     auth: auth.optional(),
     registryAuth: registryAuth.default({}),
+    secrets: secrets.default({}),
     build: SourceBuildOptions.prefault({}).openapi({ description: "Without `tags` the image is named as the source." }),
     deploy: Deploy.optional().openapi({ description: "The container that each successful build becomes." }),
   })
@@ -58,6 +66,7 @@ export const SourceUpdate = z
     subdirectory: Subdirectory.nullable().optional(),
     auth: auth.nullable().optional(),
     registryAuth: registryAuth.nullable().optional(),
+    secrets: secrets.nullable().optional(),
     build: SourceBuildOptions.optional(),
     deploy: Deploy.nullable().optional(),
   })
@@ -73,6 +82,7 @@ export const Source = z
     subdirectory: z.string().nullable(),
     hasAuth: z.boolean().openapi({ description: "Whether it has credentials for its repository." }),
     hasRegistryAuth: z.boolean().openapi({ description: "Whether its builds have users at registries." }),
+    hasSecrets: z.boolean().openapi({ description: "Whether its builds have secrets." }),
     build: SourceBuildOptions,
     deploy: Deploy.nullable(),
     heads: z
@@ -98,12 +108,13 @@ export const NewSource = Source.extend({
 
 /** A source as clients see it. `withEnv`: what its containers are given, which may be secrets, too. */
 export function sourceView(row: SourceRow, webhookUrl: string, withEnv: boolean): z.infer<typeof Source> {
-  const { authSealed, registryAuthSealed, deploy, ...rest } = row;
+  const { authSealed, seals, deploy, ...rest } = row;
   return {
     ...rest,
     build: { contexts: {}, cacheFrom: [], inlineCache: false, ...row.build },
     hasAuth: authSealed !== null,
-    hasRegistryAuth: registryAuthSealed !== null,
+    hasRegistryAuth: seals.registryAuth !== null,
+    hasSecrets: seals.secrets !== null,
     deploy: deploy === null ? null : deployView(deploy, withEnv),
     webhook: row.provider === "berth" ? null : { url: webhookUrl },
   };

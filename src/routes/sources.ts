@@ -4,7 +4,7 @@ import { newId } from "../core/ids.ts";
 import { seal } from "../core/keys.ts";
 import { formatReference } from "../core/reference.ts";
 import { allows } from "../core/roles.ts";
-import { registryAuthPurpose, type SourceBuild, type SourceProvider } from "../core/source.ts";
+import { type SourceBuild, type SourceProvider, type SourceSeals, sourceSealPurpose } from "../core/source.ts";
 import { newWebhookSecret } from "../core/webhook-signature.ts";
 import { appendEvent } from "../db/events.ts";
 import { lock, type Tx, transact, violation } from "../db/scope.ts";
@@ -20,7 +20,6 @@ import {
   type SourceRow,
   updateSource,
 } from "../db/sources.ts";
-import type { RegistryUsers } from "./build-registries.ts";
 import { type SourceBuildOptions, sourceBuild } from "./build-schema.ts";
 import { deployTemplate } from "./container-template.ts";
 import type { App, Request, Services } from "./context.ts";
@@ -144,15 +143,12 @@ export function buildOf(c: Request, name: string, asked: z.infer<typeof SourceBu
 const sealedFor = (services: Services, id: string, auth: object | null) =>
   auth === null ? null : seal(services.secretKey, `auth:${id}`, JSON.stringify(auth));
 
-/** Users at registries as they are kept; null: there are none. */
-const sealedUsers = (services: Services, id: string, users: RegistryAuth) =>
-  Object.keys(users).length === 0 ? null : seal(services.secretKey, registryAuthPurpose(id), JSON.stringify(users));
+/** What is kept for builds, as it is kept; null: there is none. */
+const sealedRecord = ({ secretKey }: Services, kind: keyof SourceSeals, id: string, record: object) =>
+  Object.keys(record).length === 0 ? null : seal(secretKey, sourceSealPurpose(kind, id), JSON.stringify(record));
 
-type RegistryAuth = z.infer<typeof RegistryUsers>;
-type NewFields = Omit<SourceFields, "authSealed" | "registryAuthSealed"> & {
-  auth: object | null;
-  registryAuth: RegistryAuth;
-};
+type NewFields = Omit<SourceFields, "authSealed" | "seals"> &
+  Pick<z.infer<typeof SourceCreate>, keyof SourceSeals> & { auth: object | null };
 
 /**
  * Adds a source, with a secret for its webhook.
@@ -163,7 +159,7 @@ export async function addSource(
   services: Services,
   projectId: string,
   provider: SourceProvider,
-  { auth, registryAuth, ...fields }: NewFields,
+  { auth, registryAuth, secrets, ...fields }: NewFields,
 ): Promise<{ id: string; secret: string }> {
   await lock(tx, `sources:${projectId}`);
   if ((await countSources(tx, projectId)) >= maxSources) {
@@ -178,7 +174,10 @@ export async function addSource(
     provider,
     secretSealed: seal(services.secretKey, `secret:${id}`, secret),
     authSealed: sealedFor(services, id, auth),
-    registryAuthSealed: sealedUsers(services, id, registryAuth),
+    seals: {
+      registryAuth: sealedRecord(services, "registryAuth", id, registryAuth),
+      secrets: sealedRecord(services, "secrets", id, secrets),
+    },
   });
   const { name, url } = fields;
   await appendEvent(tx, { projectId, type: "source.created", subjectId: id, data: { name, provider, url } });
@@ -215,6 +214,7 @@ export function addSources(app: App, services: Services): void {
           deploy,
           auth: asked.auth ?? null,
           registryAuth: asked.registryAuth,
+          secrets: asked.secrets,
         });
         return shownWithSecret(services, c, await reread(tx, c, id), secret);
       },
@@ -301,6 +301,8 @@ function changedFields(
     throw new BerthError("invalid_state", "The source is pushed to Berth itself; it reads no other repository.");
   }
   const name = change.name ?? before.name;
+  const kept = (kind: keyof SourceSeals) =>
+    changed(change[kind], before.seals[kind], (record) => sealedRecord(services, kind, before.id, record));
   return {
     name,
     url: change.url ?? before.url,
@@ -309,9 +311,7 @@ function changedFields(
     build: change.build === undefined ? before.build : buildOf(c, name, change.build),
     deploy: changed(change.deploy, before.deploy, deployTemplate),
     authSealed: changed(change.auth, keptAuth(before, change.url), (auth) => sealedFor(services, before.id, auth)),
-    registryAuthSealed: changed(change.registryAuth, before.registryAuthSealed, (users) =>
-      sealedUsers(services, before.id, users),
-    ),
+    seals: { registryAuth: kept("registryAuth"), secrets: kept("secrets") },
   };
 }
 

@@ -34,7 +34,7 @@ afterAll(() => db.drop());
 
 const fields = () => ({
   ...{ name: id.slice(4), url: "https://git.example/x.git", branches: [], subdirectory: null },
-  ...{ build, deploy: null, authSealed: null, registryAuthSealed: null },
+  ...{ build, deploy: null, authSealed: null, seals: { registryAuth: null, secrets: null } },
 });
 const asApi = { projectId };
 

@@ -104,6 +104,18 @@ describe("git push to Berth", () => {
     expect((await client.git("ls-remote", url("failing"))).stdout).toContain(commit);
   });
 
+  test("has the secrets of its source for its build, which no image keeps", async () => {
+    const secrets = { npm: "token-of-eighteen!" };
+    const source = { name: "sealed", provider: "berth", secrets, deploy: { publishAll: true } };
+    expect((await host.ask("POST", "/v1/sources", source)).status).toBe(201);
+    const read = "RUN --mount=type=secret,id=npm,required=true wc -c </run/secrets/npm >/www/size\n";
+    await client.commit(web("sealed", read));
+    const pushed = await client.git("push", url("sealed"), "main");
+    const [, address = ""] = /is at (http:\S+)/.exec(pushed.stderr) ?? [];
+    expect(await page(`${address}/size`), pushed.stderr).toBe("18\n");
+    expect(pushed.stderr).not.toContain(secrets.npm);
+  });
+
   test("of a branch that does not build keeps it and says so; the default branch is what came first", async () => {
     await client.commit({ Dockerfile: "FROM box:1\n" });
     await client.git("branch", "-m", "trunk");

@@ -171,17 +171,25 @@ describe("builds of a push that did not begin", () => {
     expect([wrong(), good()]).toEqual([[], []]);
   });
 
-  test("have the source's users at registries, sealed for the build alone", async () => {
+  test("have the source's users at registries and secrets, sealed for the build alone", async () => {
     const path = await unfinished("based");
     const id = (await sourceId("based")) ?? "";
     const registryAuth = { "registry.example": { username: "ada", password: "hunter2" } };
-    const patched = await ask(api.app, project.tokens.deployer, "PATCH", `/v1/sources/${id}`, { registryAuth });
-    expect(patched).toMatchObject({ status: 200, body: { hasRegistryAuth: true } });
+    const secrets = { npm: "hunter3" };
+    const patched = await ask(api.app, project.tokens.deployer, "PATCH", `/v1/sources/${id}`, {
+      registryAuth,
+      secrets,
+    });
+    expect(patched).toMatchObject({ status: 200, body: { hasRegistryAuth: true, hasSecrets: true } });
     await recoverPushes(api.services);
     expect(path()).toEqual([]);
-    const [job] = await api.database.owner<{ id: string; sealed: string }[]>`
-      select j.id, j.payload->>'registryAuth' as sealed from jobs j join builds b on b.job_id = j.id where b.source_id = ${id}`;
-    expect(JSON.parse(open(api.services.secretKey, `build:${job?.id ?? ""}`, job?.sealed ?? ""))).toEqual(registryAuth);
+    const [job] = await api.database.owner<{ id: string; payload: Record<string, string> }[]>`
+      select j.id, j.payload from jobs j join builds b on b.job_id = j.id where b.source_id = ${id}`;
+    const opened = Object.entries(job?.payload ?? {}).map(([name, sealed]) => [
+      name,
+      JSON.parse(open(api.services.secretKey, `build:${job?.id ?? ""}`, sealed)) as unknown,
+    ]);
+    expect(Object.fromEntries(opened)).toEqual({ registryAuth, secrets });
   });
 
   test("begin when other jobs of the project are in the way no more", async () => {

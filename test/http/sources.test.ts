@@ -7,6 +7,7 @@ interface Source {
   name: string;
   hasAuth: boolean;
   hasRegistryAuth: boolean;
+  hasSecrets: boolean;
   branches: string[];
   subdirectory: string | null;
   build: { tags: string[] };
@@ -113,45 +114,56 @@ describe("a source", () => {
     expect((await call("PATCH", "/v1/sources/web", { auth: null })).body.hasAuth).toBe(false);
   });
 
-  test("keeps its users at registries sealed, shows none, gives them to its builds alone, and can lose them", async () => {
-    const registryAuth = { "registry.example": { username: "ada", password: "hunter2-of-the-registry" } };
-    const { body } = await create({ registryAuth, auth: { username: "git", password: "of the repository" } });
-    expect(body).toMatchObject({ hasAuth: true, hasRegistryAuth: true });
-    const { secretKey } = api.services;
-    const { owner } = api.database;
-    const kept = async () =>
-      (
-        await owner<{ sealed: string | null }[]>`
-        select registry_auth_sealed as sealed from sources where id = ${body.id}`
-      )[0]?.sealed;
-    expect(JSON.parse(open(secretKey, `registryAuth:${body.id}`, (await kept()) ?? ""))).toEqual(registryAuth);
+  test.each([
+    [
+      "users at registries",
+      "registryAuth",
+      "hasRegistryAuth",
+      { "registry.example": { username: "ada", password: "hunter2" } },
+    ],
+    ["secrets for its builds", "secrets", "hasSecrets", { npm: "hunter2", "a/b:c.d-e": "" }],
+  ] as const)(
+    "keeps its %s sealed, shows none, gives them to its builds alone, and can lose them",
+    async (_, field, has, given) => {
+      const { body } = await create({ [field]: given, auth: { username: "git", password: "of the repository" } });
+      expect(body).toMatchObject({ hasAuth: true, hasRegistryAuth: false, hasSecrets: false, [has]: true });
+      const { secretKey } = api.services;
+      const { owner } = api.database;
+      const kept = async () =>
+        (
+          await owner<{ seals: Record<string, string | null> }[]>`
+        select json_build_object('registryAuth', registry_auth_sealed, 'secrets', secrets_sealed) as seals
+        from sources where id = ${body.id}`
+        )[0]?.seals[field];
+      expect(JSON.parse(open(secretKey, `${field}:${body.id}`, (await kept()) ?? ""))).toEqual(given);
 
-    await call("POST", "/v1/sources/web/build", {});
-    const rows = await owner<{ id: string; payload: Record<string, string> }[]>`
+      await call("POST", "/v1/sources/web/build", {});
+      const rows = await owner<{ id: string; payload: Record<string, string> }[]>`
       select id, payload from jobs where subject_id = ${body.id}`;
-    const [job] = rows;
-    const sealed = job?.payload["registryAuth"] ?? "";
-    expect(JSON.parse(open(secretKey, `build:${job?.payload["buildJobId"] ?? ""}`, sealed))).toEqual(registryAuth);
-    expect(() => open(secretKey, `source:${job?.id ?? ""}`, sealed)).toThrow();
-    const shown = [
-      body,
-      rows,
-      await kept(),
-      (await call("GET", "/v1/events")).body,
-      (await call("GET", "/v1/jobs")).body,
-    ];
-    expect(JSON.stringify(shown) + api.logged.join("")).not.toContain("hunter2");
+      const [job] = rows;
+      const sealed = job?.payload[field] ?? "";
+      expect(JSON.parse(open(secretKey, `build:${job?.payload["buildJobId"] ?? ""}`, sealed))).toEqual(given);
+      expect(() => open(secretKey, `source:${job?.id ?? ""}`, sealed)).toThrow();
+      const shown = [
+        body,
+        rows,
+        await kept(),
+        (await call("GET", "/v1/events")).body,
+        (await call("GET", "/v1/jobs")).body,
+      ];
+      expect(JSON.stringify(shown) + api.logged.join("")).not.toContain("hunter2");
 
-    expect((await call("PATCH", "/v1/sources/web", { branches: ["main"] })).body.hasRegistryAuth).toBe(true);
-    expect((await call("PATCH", "/v1/sources/web", { registryAuth: null })).body.hasRegistryAuth).toBe(false);
-    await call("POST", "/v1/sources/web/build", {});
-    const [later] = await owner`
-      select payload ? 'registryAuth' as has from jobs where subject_id = ${body.id} and payload->>'ref' = 'refs/heads/main'`;
-    expect(later).toEqual({ has: false });
-    expect((await call("PATCH", "/v1/sources/web", { registryAuth })).body.hasRegistryAuth).toBe(true);
-    expect((await call("PATCH", "/v1/sources/web", { registryAuth: {} })).body.hasRegistryAuth).toBe(false);
-    expect(await kept()).toBeNull();
-  });
+      expect((await call("PATCH", "/v1/sources/web", { branches: ["main"] })).body[has]).toBe(true);
+      expect((await call("PATCH", "/v1/sources/web", { [field]: null })).body[has]).toBe(false);
+      await call("POST", "/v1/sources/web/build", {});
+      const [later] = await owner`
+      select payload ? ${field} as has from jobs where subject_id = ${body.id} and payload->>'ref' = 'refs/heads/main'`;
+      expect(later).toEqual({ has: false });
+      expect((await call("PATCH", "/v1/sources/web", { [field]: given })).body[has]).toBe(true);
+      expect((await call("PATCH", "/v1/sources/web", { [field]: {} })).body[has]).toBe(false);
+      expect(await kept()).toBeNull();
+    },
+  );
 
   test("is changed field by field", async () => {
     const { body } = await create({ subdirectory: "a/./b/", build: { tags: ["site:1"], args: { A: "1" } } });

@@ -1768,6 +1768,8 @@ export interface components {
             hasAuth: boolean;
             /** @description Whether its builds have users at registries. */
             hasRegistryAuth: boolean;
+            /** @description Whether its builds have secrets. */
+            hasSecrets: boolean;
             build: components["schemas"]["SourceBuild"];
             deploy: components["schemas"]["Deploy"];
             /** @description What was built last of each ref; `HEAD` is the default branch. */
@@ -1845,6 +1847,16 @@ export interface components {
                     username: string;
                     password: string;
                 };
+            };
+            /**
+             * @description For `RUN --mount=type=secret` of its builds, by id; kept encrypted and never shown. Who may push to it can have a build read them.
+             * @default {}
+             * @example {
+             *       "npm": "//registry.npmjs.org/:_authToken=…"
+             *     }
+             */
+            secrets?: {
+                [key: string]: string;
             };
             /**
              * @description Without `tags` the image is named as the source.
@@ -1991,6 +2003,15 @@ export interface components {
                     username: string;
                     password: string;
                 };
+            } | null;
+            /**
+             * @description For `RUN --mount=type=secret` of its builds, by id; kept encrypted and never shown. Who may push to it can have a build read them.
+             * @example {
+             *       "npm": "//registry.npmjs.org/:_authToken=…"
+             *     }
+             */
+            secrets?: {
+                [key: string]: string;
             } | null;
             build?: components["schemas"]["SourceBuild"];
             deploy?: components["schemas"]["Deploy"];

@@ -1,8 +1,6 @@
 import { commitPattern } from "../../core/git-source.ts";
 import { newId } from "../../core/ids.ts";
-import { jobSealPurpose } from "../../core/job.ts";
-import { open, seal } from "../../core/keys.ts";
-import { defaultBranch, refName, registryAuthPurpose, trackedRefs } from "../../core/source.ts";
+import { defaultBranch, refName, sealedForBuild, trackedRefs } from "../../core/source.ts";
 import { findProject } from "../../db/projects.ts";
 import { type Scope, transact } from "../../db/scope.ts";
 import { buildHead } from "../../db/source-builds.ts";
@@ -65,12 +63,10 @@ export async function buildBranches(services: Services, pushed: PushedTo): Promi
   return built;
 }
 
-/** The job of a source's build, with the source's users at registries. */
-function buildJob({ secretKey }: Services, { id: sourceId, registryAuthSealed }: SourceRow) {
+/** The job of a source's build, with what the source keeps for it. */
+function buildJob({ secretKey }: Services, { id: sourceId, seals }: SourceRow) {
   const id = newId("job");
-  if (registryAuthSealed === null) return { id, payload: {} };
-  const users = open(secretKey, registryAuthPurpose(sourceId), registryAuthSealed);
-  return { id, payload: { registryAuth: seal(secretKey, jobSealPurpose({ kind: "build", id }), users) } };
+  return { id, payload: { ...sealedForBuild(secretKey, sourceId, seals, id) } };
 }
 
 interface Branch {

@@ -22,6 +22,7 @@ export async function createPushedSource(services: Services, c: Request, name: s
     deploy: deployTemplate(Deploy.parse({ publishAll: true })),
     auth: null,
     registryAuth: {},
+    secrets: {},
   };
   try {
     await transact(sql, scope, (tx) => addSource(tx, services, scope.projectId, "berth", fields));
