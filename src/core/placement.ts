@@ -41,6 +41,12 @@ function bytes(n: number): string {
   return n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : `${Math.floor(n / 2 ** 20)} MiB`;
 }
 
+/** Why nothing more may come on a host's disk, in plain words; null: it may, as far as is known. */
+export function keptFree({ diskFree, diskReserve }: Pick<HostRoom, "diskFree" | "diskReserve">): string | null {
+  if (diskFree === null || diskFree >= diskReserve) return null;
+  return `has ${bytes(diskFree)} of its disk free, and keeps ${bytes(diskReserve)}`;
+}
+
 /** Why the host can't take the container, in plain words; null when it can. */
 function refusal(host: HostRoom, want: Resources, placement: Placement): string | null {
   const labels = Object.entries(placement.hostLabels ?? {});
@@ -59,10 +65,7 @@ function refusal(host: HostRoom, want: Resources, placement: Placement): string 
   if (want.memory > host.memory) return `has ${bytes(host.memory)} of memory, and ${bytes(want.memory)} is asked`;
   if (want.memory > left.memory) return `has ${bytes(left.memory)} of memory left, and ${bytes(want.memory)} is asked`;
   if (want.disk > left.disk) return `has ${bytes(left.disk)} of disk left, and ${bytes(want.disk)} is asked`;
-  if (host.diskFree !== null && host.diskFree < host.diskReserve) {
-    return `has ${bytes(host.diskFree)} of its disk free, and keeps ${bytes(host.diskReserve)}`;
-  }
-  return null;
+  return keptFree(host);
 }
 
 /** Whether the host was promised more than it may, as two placements at the same time can lead to. */

@@ -34,12 +34,6 @@ export async function hostRegistration(config: Config, agent: AgentListen): Prom
   };
 }
 
-/** How many bytes are free where the host keeps its data. */
-export async function freeDisk(dataDir: string): Promise<number> {
-  const { bsize, bavail } = await statfs(dataDir);
-  return bsize * bavail;
-}
-
 /** An agent that listens on all addresses is reached where the host's ports are. */
 function reachable(agent: Address, config: Config): string {
   return `${agent.host === "0.0.0.0" ? config.hostAddress : agent.host}:${String(agent.port)}`;

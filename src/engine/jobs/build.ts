@@ -26,6 +26,7 @@ import type { BuildMeans } from "../build/ports.ts";
 import { BuildReport } from "../build/report.ts";
 import { runBuild } from "../build/run-build.ts";
 import { Workplace } from "../build/workplace.ts";
+import { requireDisk } from "../host-disk.ts";
 import { ensureImage } from "../images.ts";
 import type { JobHandler } from "../runner.ts";
 import type { Services } from "../services.ts";
@@ -128,6 +129,7 @@ export const build: JobHandler = async (job, services, signal, afterwards) => {
   const reach = armFailpoint(config.failpoint);
   const begun = job.build;
   if (begun === null) throw new BerthError("not_found", "The build is gone.");
+  requireDisk(config.dataDir);
   reach("build.begun");
   const { id: buildId, request, nextSeq } = begun;
   const { limits } = request;
