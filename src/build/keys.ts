@@ -1,6 +1,14 @@
 import { createHash } from "node:crypto";
+import type { LayerCompression } from "../core/build-request.ts";
 import type { Layer } from "../core/image.ts";
 import type { CopyStep, RunStep, WorkdirStep } from "./step.ts";
+
+/** How a build's layers are written. */
+export interface LayerForm {
+  /** As `BuildPlan.epoch`. */
+  epoch: number | null;
+  compression: LayerCompression;
+}
 
 /** Raised when the same step would make something else than before. */
 const keyVersion = 1;
@@ -22,15 +30,18 @@ export function fileKey(url: string): string {
 /**
  * What a step's result depends on: the filesystem it starts from (`parent`, a chainKey), its own meaning with all
  * variables expanded, and `content`, a digest of all that it reads besides (files of the context, another stage's
- * chain), and the build's `epoch`, which the layer's times have. ENV, LABEL and the like are no part unless the step sees them; neither are times, secrets and proxies.
+ * chain), and the form of the build's layers. ENV, LABEL and the like are no part unless the step sees them; neither are
+ * times, secrets and proxies.
  */
 export function stepKey(
   parent: string,
   step: RunStep | CopyStep | WorkdirStep,
   content: string,
-  epoch: number | null,
+  { epoch, compression }: LayerForm,
 ): string {
-  return digest([keyVersion, epoch, parameters(parent, step, content)]);
+  // The usual compression is left out, as it was before there was another.
+  const unusual = compression === "gzip" ? [] : [compression];
+  return digest([keyVersion, epoch, parameters(parent, step, content), ...unusual]);
 }
 
 function parameters(parent: string, step: RunStep | CopyStep | WorkdirStep, content: string): unknown[] {

@@ -19,6 +19,10 @@ export interface TarSource {
   sizeBytes: number | null;
 }
 
+/** How the layers that a build makes can be compressed. */
+export const layerCompressions = ["gzip", "zstd"] as const;
+export type LayerCompression = (typeof layerCompressions)[number];
+
 /** A build as it was asked for, and what its source was found to be; kept in `builds.request`. Secrets are never here. */
 export interface BuildRequest {
   source: ArchiveSource | GitSource | TarSource;
@@ -40,6 +44,8 @@ export interface BuildRequest {
   cacheTo?: string;
   /** Whether the image says itself which steps made its layers; absent: no. */
   inlineCache?: boolean;
+  /** Of the layers that it makes; absent: gzip. */
+  compression?: LayerCompression;
   limits: { cpus: number; memory: number; timeoutSeconds: number };
 }
 

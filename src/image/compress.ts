@@ -1,5 +1,5 @@
 import { pipeline, Readable, type Transform } from "node:stream";
-import { constants, createGunzip, createGzip, createZstdDecompress } from "node:zlib";
+import { constants, createGunzip, createGzip, createZstdCompress, createZstdDecompress } from "node:zlib";
 import { BerthError } from "../core/errors.ts";
 
 export type Compression = "none" | "gzip" | "zstd";
@@ -47,9 +47,15 @@ export async function* decompress(source: AsyncIterable<Uint8Array>): AsyncGener
   }
 }
 
-/** Compresses with gzip so that the same bytes give the same result (no name, no time in the header). */
-export function gzip(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
-  return through(source, createGzip({ chunkSize, level: 3 }));
+/** Compresses so that the same bytes give the same result (gzip with no name and no time in its header). */
+export function compress(
+  source: AsyncIterable<Uint8Array>,
+  compression: Exclude<Compression, "none">,
+): AsyncGenerator<Uint8Array, void, undefined> {
+  return through(
+    source,
+    compression === "gzip" ? createGzip({ chunkSize, level: 3 }) : createZstdCompress({ chunkSize }),
+  );
 }
 
 async function* replay(

@@ -2,11 +2,12 @@ import { randomUUID } from "node:crypto";
 import { rmSync, statSync } from "node:fs";
 import { mkdir, open, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { LayerCompression } from "../core/build-request.ts";
 import type { Layer } from "../core/image.ts";
 import { digestPattern } from "../core/reference.ts";
 import type { BlobStore, StoredBlob } from "./blobs.ts";
 import { coalesce } from "./byte-reader.ts";
-import { decompress, gzip } from "./compress.ts";
+import { compress, decompress } from "./compress.ts";
 import { type Converted, convertLayer } from "./convert.ts";
 import { digestHex, digestOf } from "./digest.ts";
 import { diskError } from "./disk-error.ts";
@@ -18,10 +19,11 @@ import { writeTar } from "./tar-write.ts";
 import { Tee } from "./tee.ts";
 import { Turns } from "./turns.ts";
 
-/** Raised when the same tar gives another image than before; images of another version are made again. */
+/**
+ * Raised when the images that were made before must not be used any more: those of another version are made again. (Version 1
+ * is with and without small files behind their inodes: both show the same.)
+ */
 const writerVersion = 1;
-
-const gzipLayer = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /** Small chunks are put together to this size: (de)compressing and writing wake a thread for each. */
 const transferChunk = 256 << 10;
@@ -130,7 +132,7 @@ export class LayerStore {
     });
   }
 
-  /** Makes a layer of entries, in one pass: its blob (gzip) and its image. The same entries give the same layer. */
+  /** Makes a layer of entries, in one pass: its blob and its image. The same entries give the same layer. */
   async create(entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>): Promise<Layer> {
     const { layer, stored } = await this.make(entries);
     await stored;
@@ -141,13 +143,17 @@ export class LayerStore {
    * Makes a layer as `create` does, and returns it as soon as it can be mounted: what waits for the disk goes on meanwhile.
    * `stored` must be waited for, also where it is the only one to fail.
    */
-  async make(entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>): Promise<MadeLayer> {
+  async make(
+    entries: AsyncIterable<LayerEntry> | Iterable<LayerEntry>,
+    compression: LayerCompression = "gzip",
+  ): Promise<MadeLayer> {
     const tar = new Tee(coalesce(writeTar(entries), transferChunk));
     const [toBlob, toImage] = tar.branches;
     const made = Promise.withResolvers<Layer>();
     const stored = this.#convert(tar, toImage, async ({ converted, place }) => {
       const written = ({ digest, sizeBytes }: StoredBlob): void => {
-        const layerOf = ({ diffId }: Converted): Layer => ({ digest, diffId, sizeBytes, mediaType: gzipLayer });
+        const mediaType = `application/vnd.oci.image.layer.v1.tar+${compression}`;
+        const layerOf = ({ diffId }: Converted): Layer => ({ digest, diffId, sizeBytes, mediaType });
         // That it failed is told when nothing of it is left.
         place(digest).then(
           (image) => made.resolve(layerOf(image)),
@@ -157,7 +163,7 @@ export class LayerStore {
       const confirm = async (): Promise<void> => {
         await converted;
       };
-      return this.#blobs.put(gzip(toBlob), { maxBytes: Number.MAX_SAFE_INTEGER, confirm, written });
+      return this.#blobs.put(compress(toBlob, compression), { maxBytes: Number.MAX_SAFE_INTEGER, confirm, written });
     });
     stored.catch(made.reject);
     return { layer: await made.promise, stored };
@@ -309,11 +315,12 @@ export class LayerStore {
   async #place(temporary: string, converted: Converted, digest: string): Promise<Converted> {
     const { diffId, imageBytes, implicit, opaqueRoot } = converted;
     const before = await this.#record(diffId);
-    const digests = [...new Set([...(before?.digests ?? []), digest])];
-    // An image that is there may be mounted; it is the same.
+    const made = { writer: writerVersion, imageBytes, digests: [], implicit, opaqueRoot };
+    // An image that is there may be mounted. It shows the same, though it need not be so many bytes.
     if (before === null) await rename(temporary, this.path(diffId));
     else await this.#noteUse(diffId);
-    this.#records.set(diffId, { writer: writerVersion, imageBytes, digests, implicit, opaqueRoot });
+    const record = before ?? made;
+    this.#records.set(diffId, { ...record, digests: [...new Set([...record.digests, digest])] });
     return converted;
   }
 

@@ -111,7 +111,7 @@ export function sourceView(row: SourceRow, webhookUrl: string, withEnv: boolean)
   const { authSealed, seals, deploy, ...rest } = row;
   return {
     ...rest,
-    build: { contexts: {}, cacheFrom: [], inlineCache: false, ...row.build },
+    build: { contexts: {}, cacheFrom: [], inlineCache: false, compression: "gzip", ...row.build },
     hasAuth: authSealed !== null,
     hasRegistryAuth: seals.registryAuth !== null,
     hasSecrets: seals.secrets !== null,

@@ -1205,6 +1205,8 @@ export interface components {
             /** @example null */
             cacheTo: string | null;
             inlineCache: boolean;
+            /** @enum {string} */
+            compression: "gzip" | "zstd";
             warnings: components["schemas"]["BuildWarning"][];
             steps: components["schemas"]["BuildStep"][];
             error: components["schemas"]["ShownError"];
@@ -1396,6 +1398,12 @@ export interface components {
              */
             inlineCache?: boolean;
             /**
+             * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+             * @default gzip
+             * @enum {string}
+             */
+            compression?: "gzip" | "zstd";
+            /**
              * @default {
              *       "cpus": 2,
              *       "memory": 2147483648,
@@ -1522,6 +1530,12 @@ export interface components {
              * @default false
              */
             inlineCache?: boolean;
+            /**
+             * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+             * @default gzip
+             * @enum {string}
+             */
+            compression?: "gzip" | "zstd";
             /**
              * @default {
              *       "cpus": 2,
@@ -1928,6 +1942,12 @@ export interface components {
                  * @default false
                  */
                 inlineCache?: boolean;
+                /**
+                 * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+                 * @default gzip
+                 * @enum {string}
+                 */
+                compression?: "gzip" | "zstd";
                 /**
                  * @default {
                  *       "cpus": 2,
@@ -3118,6 +3138,8 @@ export interface operations {
                 cacheTo?: string;
                 /** @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without. */
                 inlineCache?: boolean;
+                /** @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on. */
+                compression?: "gzip" | "zstd";
                 /** @description Cores. */
                 cpus?: number;
                 /** @description Bytes. */

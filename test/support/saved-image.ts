@@ -1,6 +1,6 @@
 import { createReadStream } from "node:fs";
 import { join } from "node:path";
-import { createGunzip } from "node:zlib";
+import { createGunzip, createZstdDecompress } from "node:zlib";
 import type { ImageConfig } from "../../src/core/image.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { collect, sha256 } from "./image.ts";
@@ -33,8 +33,11 @@ export async function readLayout(directory: string): Promise<SavedImage & { dige
   const document = async <T>(source: AsyncIterable<Uint8Array>) => JSON.parse((await collect(source)).toString()) as T;
   const index = await document<{ manifests: { digest: string }[] }>(createReadStream(join(directory, "index.json")));
   const digest = index.manifests[0]?.digest ?? "";
-  const manifest = await document<{ config: { digest: string }; layers: { digest: string }[] }>(open(digest));
-  const layers = manifest.layers.map((layer) => listLayer(open(layer.digest).pipe(createGunzip())));
+  const manifest = await document<{ config: { digest: string }; layers: { digest: string; mediaType: string }[] }>(
+    open(digest),
+  );
+  const unpack = (mediaType: string) => (mediaType.endsWith("zstd") ? createZstdDecompress() : createGunzip());
+  const layers = manifest.layers.map((layer) => listLayer(open(layer.digest).pipe(unpack(layer.mediaType))));
   return {
     digest,
     config: await document<ImageConfig>(open(manifest.config.digest)),

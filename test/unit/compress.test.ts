@@ -1,9 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { Readable } from "node:stream";
-import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
+import { gunzipSync, gzipSync, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import { coalesce } from "../../src/image/byte-reader.ts";
-import { decompress, detectCompression, gzip } from "../../src/image/compress.ts";
+import { compress, decompress, detectCompression } from "../../src/image/compress.ts";
 import { Tee } from "../../src/image/tee.ts";
 import { breaking, chunked, collect, gather } from "../support/image.ts";
 
@@ -63,10 +63,16 @@ describe("decompressing", () => {
 });
 
 test("compressing the same gives the same, with no time in it", async () => {
-  const first = await collect(gzip(chunked(plain, 65_536)));
-  expect(await collect(gzip(chunked(plain, 65_536)))).toEqual(first);
-  expect(gunzipSync(first).equals(plain)).toBe(true);
-  expect(first.readUInt32LE(4)).toBe(0);
+  for (const [compression, unpack] of [
+    ["gzip", gunzipSync],
+    ["zstd", zstdDecompressSync],
+  ] as const) {
+    const first = await collect(compress(chunked(plain, 65_536), compression));
+    expect(await collect(compress(chunked(plain, 1000), compression))).toEqual(first);
+    expect(unpack(first).equals(plain)).toBe(true);
+    expect(detectCompression(first)).toBe(compression);
+    if (compression === "gzip") expect(first.readUInt32LE(4)).toBe(0);
+  }
 });
 
 test("small chunks are put together", async () => {

@@ -2,15 +2,16 @@ import { expect, test } from "vitest";
 import { parseDockerfile } from "../../src/build/dockerfile.ts";
 import { stepKey } from "../../src/build/keys.ts";
 import { planBuild } from "../../src/build/plan.ts";
+import type { LayerCompression } from "../../src/core/build-request.ts";
 import { planOptions } from "../support/plan-options.ts";
 
 /** The key of the last step, on the parent `p` and with the content `c`. */
-function key(text: string, args: Record<string, string> = {}): string {
+function key(text: string, args: Record<string, string> = {}, compression: LayerCompression = "gzip"): string {
   const options = planOptions({ args });
   const plan = planBuild(parseDockerfile(`FROM scratch\n${text}`), options, new Map());
   const step = plan.stages.at(-1)?.steps.at(-1);
   if (step?.kind !== "run" && step?.kind !== "copy" && step?.kind !== "workdir") throw new Error("no such step");
-  return stepKey("p", step, "c", plan.epoch);
+  return stepKey("p", step, "c", { epoch: plan.epoch, compression });
 }
 
 const same: [string, string, string][] = [
@@ -56,6 +57,11 @@ test("of the build's arguments the epoch is part of a key, and proxies are none"
   expect(key("RUN a", { HTTP_PROXY: "http://p" })).toBe(key("RUN a"));
 });
 
+test("the compression of layers is a part; keys of the usual one stay what they were, and what they name is found", () => {
+  expect(key("RUN a", {}, "zstd")).not.toBe(key("RUN a"));
+  expect(key("RUN a")).toBe("5cdd9906afb690283b406e18d8828443cad01485ed0e41415b87029613866e2e");
+});
+
 test("a layer of its own depends on nothing below, unless names are looked up there", () => {
   const plan = planBuild(
     parseDockerfile("FROM scratch\nCOPY --link a /x\nCOPY --link --chown=app a /x"),
@@ -63,7 +69,9 @@ test("a layer of its own depends on nothing below, unless names are looked up th
     new Map(),
   );
   const keys = plan.stages[0]?.steps.map((step) =>
-    step.kind === "copy" ? ["p", "q"].map((parent) => stepKey(parent, step, "c", null)) : [],
+    step.kind === "copy"
+      ? ["p", "q"].map((parent) => stepKey(parent, step, "c", { epoch: null, compression: "gzip" }))
+      : [],
   );
   expect(keys?.map((two) => new Set(two).size)).toEqual([0, 1, 2]);
 });

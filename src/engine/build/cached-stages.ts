@@ -2,11 +2,11 @@ import type { BuildPlan } from "../../build/step.ts";
 import { unlessAborted } from "../../core/abort.ts";
 import type { StepResult } from "../../core/build-request.ts";
 import { abortableEntries } from "./abortable.ts";
-import type { StepLayers } from "./dated-layers.ts";
 import { CacheFailure, ImportedCaches } from "./imported-caches.ts";
 import type { FileMemory } from "./ports.ts";
 import { RemoteTrees } from "./remote-trees.ts";
 import { type FinishedStage, runStages } from "./stage-runner.ts";
+import type { StepLayers } from "./step-layers.ts";
 import { StepResults } from "./step-results.ts";
 import type { BuildState } from "./step-runner.ts";
 

@@ -9,9 +9,9 @@ import type { Registry } from "../../image/registry.ts";
 import type { RegistryAuth } from "../../image/registry-auth.ts";
 import type { Repository } from "../../image/repository.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
-import type { StepLayers } from "./dated-layers.ts";
 import type { FileTree } from "./file-entry.ts";
 import type { Leaving } from "./leaving.ts";
+import type { StepLayers } from "./step-layers.ts";
 
 /** What finished steps of the project made, by key. */
 export interface StepCache {

@@ -20,13 +20,13 @@ import { Beside } from "./beside.ts";
 import { cachedStages } from "./cached-stages.ts";
 import { type Context, readContext } from "./context.ts";
 import type { ContextTree } from "./context-tree.ts";
-import { datedLayers } from "./dated-layers.ts";
 import { hostDecompress, isCompressed } from "./decompress-program.ts";
 import { type CacheExport, exportCache } from "./export-cache.ts";
 import { gitContext } from "./git-context.ts";
 import { inlineCache } from "./inline-cache.ts";
 import type { BuildIdentity, BuildMeans } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
+import { formedLayers } from "./step-layers.ts";
 import { tarContext } from "./tar-context.ts";
 
 /** A context is read in pieces of this many bytes. */
@@ -70,9 +70,10 @@ export async function runBuild(
       await means.warned(plan.warnings.map(({ check, message, at }) => ({ check, message, line: at.line })));
     }
     const { epoch } = plan;
+    const form = { epoch, compression: request.compression ?? "gzip" };
     const state = {
-      means: epoch === null ? means : { ...means, layers: datedLayers(means.layers, epoch) },
-      epoch,
+      means: { ...means, layers: formedLayers(means.layers, form) },
+      form,
       build,
       report,
       context: tree,

@@ -8,10 +8,10 @@ import { readUpper } from "../../image/upper.ts";
 import { readLog } from "../../isolation/container-log.ts";
 import type { Sandboxes } from "../../isolation/sandbox.ts";
 import type { SandboxTemplate } from "../../isolation/sandbox-spec.ts";
-import type { StepLayers } from "./dated-layers.ts";
 import type { StepMounts } from "./mounts.ts";
 import type { BuildIdentity } from "./ports.ts";
 import type { BuildReport } from "./report.ts";
+import type { StepLayers } from "./step-layers.ts";
 
 /** Processes and bytes on disk that one step may have; cores and memory are the build's. */
 const pids = 2048;

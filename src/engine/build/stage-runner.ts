@@ -49,7 +49,8 @@ async function runStage(stage: StagePlan, base: FinishedStage | undefined, state
   const layers = [...(base?.layers ?? image?.layers ?? [])];
   const results = new Map<number, StepResult>();
   // An instruction that makes no layer is as old as what it stands on: an unchanged build gives the same image.
-  const dated = state.epoch === null ? undefined : new Date(state.epoch * 1000).toISOString();
+  const { epoch } = state.form;
+  const dated = epoch === null ? undefined : new Date(epoch * 1000).toISOString();
   let created = dated ?? baseConfig?.created ?? new Date(0).toISOString();
   for (const [position, step] of stage.steps.entries()) {
     state.signal.throwIfAborted();

@@ -1,4 +1,4 @@
-import { chainKey, stepKey } from "../../build/keys.ts";
+import { chainKey, type LayerForm, stepKey } from "../../build/keys.ts";
 import { isKernelPath } from "../../build/paths.ts";
 import type { CopyStep, RunStep, WorkdirStep } from "../../build/step.ts";
 import { resolveIn } from "../../build/tree.ts";
@@ -32,8 +32,8 @@ export interface BuildState extends Origins {
   build: BuildIdentity;
   report: BuildReport;
   results: StepResults;
-  /** As `BuildPlan.epoch`; the layers of `means` have it. */
-  epoch: number | null;
+  /** That the layers of `means` have. */
+  form: LayerForm;
   /** Bounds how many programs run at once. */
   running: Turns;
   beside: Beside;
@@ -58,7 +58,7 @@ export async function layerOf(
   const keys: string[] = [];
   for (const content of contentsOf(state, step)) {
     state.means.sandboxes.holdOff();
-    const key = stepKey(chainKey(below), step, await content(), state.epoch);
+    const key = stepKey(chainKey(below), step, await content(), state.form);
     const known = await results.find(key);
     if (known !== null) {
       for (const other of keys) keep(other, { ...known, keys: [other, key] });

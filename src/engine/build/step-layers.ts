@@ -1,13 +1,17 @@
+import type { LayerForm } from "../../build/keys.ts";
 import type { LayerEntry } from "../../image/layer-entry.ts";
 import type { LayerStore } from "../../image/layers.ts";
 
 /** What steps need of the layer store. */
 export type StepLayers = Pick<LayerStore, "make" | "lowers">;
 
-/** Layers in which nothing is younger than the epoch (seconds since 1970), so that they don't tell when they were made. */
-export function datedLayers(layers: StepLayers, epoch: number): StepLayers {
+/**
+ * Layers in this form: nothing in them is younger than its epoch (seconds since 1970), so that they don't tell when they were
+ * made.
+ */
+export function formedLayers(layers: StepLayers, { epoch, compression }: LayerForm): StepLayers {
   return {
-    make: (entries) => layers.make(dated(entries, epoch)),
+    make: (entries) => layers.make(epoch === null ? entries : dated(entries, epoch), compression),
     lowers: (those) => layers.lowers(those),
   };
 }
