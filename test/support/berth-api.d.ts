@@ -1398,7 +1398,7 @@ export interface components {
              */
             inlineCache?: boolean;
             /**
-             * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+             * @description Of the layers that it makes. zstd makes smaller ones in half the time; Docker Engine runs them from 23.0 on.
              * @default gzip
              * @enum {string}
              */
@@ -1531,7 +1531,7 @@ export interface components {
              */
             inlineCache?: boolean;
             /**
-             * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+             * @description Of the layers that it makes. zstd makes smaller ones in half the time; Docker Engine runs them from 23.0 on.
              * @default gzip
              * @enum {string}
              */
@@ -1943,7 +1943,7 @@ export interface components {
                  */
                 inlineCache?: boolean;
                 /**
-                 * @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on.
+                 * @description Of the layers that it makes. zstd makes smaller ones in half the time; Docker Engine runs them from 23.0 on.
                  * @default gzip
                  * @enum {string}
                  */
@@ -3138,7 +3138,7 @@ export interface operations {
                 cacheTo?: string;
                 /** @description Have the image itself list the steps that made its layers, so that other builds can name it in `cacheFrom` once it is pushed. It has another digest than without. */
                 inlineCache?: boolean;
-                /** @description Of the layers that it makes. zstd is smaller and unpacked several times as fast; Docker Engine runs it from 23.0 on. */
+                /** @description Of the layers that it makes. zstd makes smaller ones in half the time; Docker Engine runs them from 23.0 on. */
                 compression?: "gzip" | "zstd";
                 /** @description Cores. */
                 cpus?: number;
