@@ -291,24 +291,53 @@ describe("storing", () => {
     expect(await readdir(join(directory, "layers"))).toEqual([]);
   });
 
+  /** The host's layers as its next worker finds them, whose blobs are stored when `ready` resolves. */
+  function storedLate(ready: Promise<unknown>): LayerStore {
+    const late = Object.assign(Object.create(blobs) as FileBlobs, {
+      open: (digest: string) => blobs.open(digest),
+      put: async (...[source, expect]: Parameters<FileBlobs["put"]>) => {
+        const confirm = () => ready.then(() => expect.confirm?.());
+        return blobs.put(source, { ...expect, confirm });
+      },
+    });
+    return new LayerStore(join(directory, "layers"), late);
+  }
+
   test("an image that is made again is not old, though its blob is not stored yet", async () => {
     const entries = [entry("f", { content: "1" })];
     const { diffId } = await layers.create(entries);
     const path = layers.path(diffId);
     for (const file of [path, path.replace(/erofs$/, "json")]) await utimes(file, 1, 1);
     const gate = Promise.withResolvers<undefined>();
-    const late = Object.assign(Object.create(blobs) as FileBlobs, {
-      put: async (...[source, expect]: Parameters<FileBlobs["put"]>) => {
-        const confirm = () => gate.promise.then(() => expect.confirm?.());
-        return blobs.put(source, { ...expect, confirm });
-      },
-    });
-    const next = new LayerStore(join(directory, "layers"), late);
+    const next = storedLate(gate.promise);
     const { layer, stored } = await next.make(entries);
     expect(await next.removeUnused(diffId, 60_000, () => undefined)).toBe(false);
     expect(await next.lowers([layer])).toEqual([path]);
     gate.resolve(undefined);
     await stored;
+  });
+
+  test("an image of another size, by an earlier version, is used when its layer is made again", async () => {
+    const entries = [entry("f", { content: "1" })];
+    const { layer, blob } = await layerBlob(entries);
+    await layers.import(bytes(blob), layer);
+    const path = layers.path(layer.diffId);
+    const recorded = path.replace(/erofs$/, "json");
+    const record = JSON.parse(await readFile(recorded, "utf8")) as { imageBytes: number };
+    record.imageBytes += 4096;
+    await truncate(path, record.imageBytes);
+    await writeFile(recorded, JSON.stringify(record));
+    // Another one could not be made: there is no blob yet.
+    await rm(join(directory, "blobs", "sha256", layer.digest.slice("sha256:".length)));
+    const gate = Promise.withResolvers<undefined>();
+    const next = storedLate(gate.promise);
+    const { layer: made, stored } = await next.make(entries);
+    expect(made.diffId).toBe(layer.diffId);
+    expect(await next.lowers([made])).toEqual([path]);
+    gate.resolve(undefined);
+    await stored;
+    expect(await next.lowers([made])).toEqual([path]);
+    expect(await new LayerStore(join(directory, "layers"), blobs).has(layer.diffId)).toBe(true);
   });
 });
 
