@@ -80,6 +80,20 @@ export async function knownImage(sql: Sql, scope: Scope, reference: ImageReferen
   return known ?? { own: false, ownDigest: null, hubDigest: null };
 }
 
+/** Adds an image to the project; one that it has stays as it is. */
+export async function insertImage(
+  tx: Tx,
+  projectId: string,
+  image: Omit<ImageRow, "tags" | "createdAt"> & { manifest: Record<string, unknown> },
+): Promise<void> {
+  const json = (value: object) => tx`${JSON.stringify(value)}::text::jsonb`;
+  await tx`
+    insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes)
+    values (${projectId}, ${image.digest}, ${image.mediaType}, ${json(image.manifest)}, ${json(image.config)},
+      ${json(image.layers)}, ${image.sizeBytes})
+    on conflict do nothing`;
+}
+
 /** Points a tag at an image of the project, whatever it pointed at before. */
 export async function putTag(
   tx: Tx,

@@ -23,6 +23,7 @@ import { addEvents } from "./events.ts";
 import { addGit } from "./git/git.ts";
 import { addHealth } from "./health.ts";
 import { addHosts } from "./hosts.ts";
+import { addImageArchives } from "./image-archives.ts";
 import { addImageTransfers } from "./image-transfers.ts";
 import { addImages } from "./images.ts";
 import { addJobs } from "./jobs.ts";
@@ -123,6 +124,8 @@ export function createApp(services: Services): App {
   addSources(app, services);
   addDeliveries(app, services);
   addWebhooks(app, services);
+  // Before the others: `archive` is no image's name there.
+  addImageArchives(app, services);
   addImages(app, services);
   addImageTransfers(app, services);
   addContainers(app, services);

@@ -49,7 +49,7 @@ const ImageSummary = z.object({
   os: z.string().openapi({ example: "linux" }),
 });
 
-const Image = ImageSummary.extend({
+export const Image = ImageSummary.extend({
   config: z
     .record(z.string(), z.unknown())
     .openapi({ description: "The `config` object of OCI's image configuration." }),
@@ -129,7 +129,7 @@ function summary(row: ImageRow, reference: string | null) {
   };
 }
 
-function imageView(row: ImageRow, reference: string | null): z.infer<typeof Image> {
+export function imageView(row: ImageRow, reference: string | null): z.infer<typeof Image> {
   return {
     ...summary(row, reference),
     config: { ...row.config.config },

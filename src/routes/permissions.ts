@@ -30,6 +30,8 @@ export const permissions = {
   pushImage: "deployer",
   tagImage: "deployer",
   deleteImage: "deployer",
+  saveImages: "viewer",
+  loadImages: "deployer",
 
   createContainer: "deployer",
   listContainers: "viewer",

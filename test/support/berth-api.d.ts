@@ -259,6 +259,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/images/archive": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get images as one archive
+         * @description A tar that is both an OCI layout and in Docker's own form: `docker load`, `podman load`, skopeo and another Berth take it.
+         */
+        get: operations["saveImages"];
+        put?: never;
+        /**
+         * Take in the images of an archive
+         * @description The body is a tar, plain or compressed with gzip or zstd, as `docker save`, `podman save` or `skopeo copy` write it: an OCI layout, or Docker's own form. Names without a registry become the project's own. Of an image for several platforms the one for this machine is taken. Everything that it names must be in the archive.
+         */
+        post: operations["loadImages"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/images": {
         parameters: {
             query?: never;
@@ -2075,31 +2099,8 @@ export interface components {
             /** @description One of each ref. */
             deliveries: components["schemas"]["Delivery"][];
         };
-        ImageList: {
-            items: components["schemas"]["ImageSummary"][];
-            /**
-             * @description For `cursor`; null on the last page.
-             * @example null
-             */
-            nextCursor: string | null;
-        };
-        ImageSummary: {
-            /**
-             * @description The name it was asked by, else its first tag.
-             * @example web:1
-             */
-            reference: string | null;
-            /** @example sha256:0000000000000000000000000000000000000000000000000000000000000000 */
-            digest: string;
-            tags: string[];
-            /** @description Of its layers, compressed. */
-            sizeBytes: number;
-            /** Format: date-time */
-            createdAt: string;
-            /** @example amd64 */
-            architecture: string;
-            /** @example linux */
-            os: string;
+        LoadedImages: {
+            items: components["schemas"]["Image"][];
         };
         Image: {
             /**
@@ -2131,6 +2132,32 @@ export interface components {
             history: {
                 [key: string]: unknown;
             }[];
+        };
+        ImageList: {
+            items: components["schemas"]["ImageSummary"][];
+            /**
+             * @description For `cursor`; null on the last page.
+             * @example null
+             */
+            nextCursor: string | null;
+        };
+        ImageSummary: {
+            /**
+             * @description The name it was asked by, else its first tag.
+             * @example web:1
+             */
+            reference: string | null;
+            /** @example sha256:0000000000000000000000000000000000000000000000000000000000000000 */
+            digest: string;
+            tags: string[];
+            /** @description Of its layers, compressed. */
+            sizeBytes: number;
+            /** Format: date-time */
+            createdAt: string;
+            /** @example amd64 */
+            architecture: string;
+            /** @example linux */
+            os: string;
         };
         ImageTag: {
             /** @example web:1 */
@@ -4726,6 +4753,212 @@ export interface operations {
             };
             /** @description `unavailable`: Berth is not ready */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    saveImages: {
+        parameters: {
+            query: {
+                /** @description References or digests; the images have these names in the archive. */
+                reference: string[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The archive */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-tar": string;
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_reference`: The image reference is not valid */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `image_not_found`: There is no such image */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `blob_store_error`: The blob store can't be used */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    loadImages: {
+        parameters: {
+            query?: {
+                /** @description The name of the archive's only image, in place of those that it has. */
+                reference?: string;
+            };
+            header?: {
+                /** @description The same key with the same request gets the same answer, and nothing is done twice. */
+                "idempotency-key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/x-tar": string;
+            };
+        };
+        responses: {
+            /** @description The images, by the first of their new names */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoadedImages"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid; `invalid_reference`: The image reference is not valid; `invalid_archive`: The archive can't be used; `invalid_image`: The image is damaged or not supported; `digest_mismatch`: The content does not match its digest */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthorized`: A valid token is needed */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The token's role does not allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `image_not_found`: There is no such image */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `idempotency_key_reused`: The Idempotency-Key came with another request before */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_too_large`: The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `too_many_requests`: Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal`: Something went wrong inside Berth */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: Berth is not ready; `blob_store_error`: The blob store can't be used */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `disk_full`: The host's disk is full */
+            507: {
                 headers: {
                     [name: string]: unknown;
                 };
