@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
@@ -50,6 +50,7 @@ function sandboxes(removed: Promise<unknown>): Partial<BuildMeans["sandboxes"]> 
     },
     idBaseOf: () => 0,
     onExit: () => () => undefined,
+    unmountLayer: () => undefined,
     upperOf,
     start: ({ id, log }) => {
       if (present.has(id)) return Promise.reject(new Error(`${id} has a sandbox already`));
@@ -70,15 +71,16 @@ function sandboxes(removed: Promise<unknown>): Partial<BuildMeans["sandboxes"]> 
   };
 }
 
-/** Builds two RUN steps. `ready`: what storing layers, and taking sandboxes away, waits for. */
+/** Builds two RUN steps, or others. `ready`: what storing layers, and taking sandboxes away, waits for. */
 async function build(
   ready: Promise<unknown>,
   more: Partial<BuildMeans>,
   cacheFrom: string[],
   onLine: (text: string) => void,
+  steps = ['RUN ["one"]', 'RUN ["two"]'],
 ) {
   const blobs = new FileBlobs(join(directory, "blobs"));
-  const lines = ["FROM scratch", 'RUN ["one"]', 'RUN ["two"]'];
+  const lines = ["FROM scratch", ...steps];
   const context = await collect(writeTar([entry("Dockerfile", { content: lines.join("\n") })]));
   const { digest, sizeBytes } = await blobs.put(Readable.from([context]), { maxBytes: context.length });
   const late = Object.assign(Object.create(blobs) as FileBlobs, {
@@ -152,6 +154,37 @@ test("a build that is done again without a cache waits for what its first try ha
   expect(slots).toBe(0);
   for (const { digest } of again.image.layers) {
     expect(existsSync(join(directory, "blobs", "sha256", digest.slice(7)))).toBe(true);
+  }
+});
+
+test("a build that mounts caches ends when they are free again, for the next one; another does not wait for its sandboxes", async () => {
+  for (const mount of ["--mount=type=cache,target=/c ", "--mount=type=tmpfs,target=/c ", ""]) {
+    const removed = Promise.withResolvers<undefined>();
+    let inUse = 0;
+    const open = () => {
+      inUse++;
+      return Promise.resolve({ path: "/caches/c", close: () => inUse-- });
+    };
+    const means = { sandboxes: { ...sandboxes(removed.promise), caches: { open } }, leaving: new Leaving() };
+    let ended = false;
+    const built = build(Promise.resolve(), means as unknown as BuildMeans, [], () => undefined, [
+      `RUN ${mount}["one"]`,
+    ]);
+    const end = built.then(() => {
+      ended = true;
+    });
+    const stored = join(directory, "blobs", "sha256");
+    // The context, a layer, and the image's config and manifest: that is all there is to do.
+    await expect.poll(() => existsSync(stored) && readdirSync(stored).length).toBe(4);
+    if (inUse === 0) await end;
+    await new Promise(setImmediate);
+    expect([inUse > 0, ended]).toEqual(mount.includes("cache") ? [true, false] : [false, true]);
+    removed.resolve(undefined);
+    await end;
+    expect(inUse).toBe(0);
+    await means.leaving.end();
+    rmSync(stored, { recursive: true });
+    kept.clear();
   }
 });
 

@@ -135,14 +135,17 @@ async function perform(state: BuildState, step: LayerStep, below: readonly Layer
   }
 }
 
-/** Runs the step and returns what it made; its sandbox and mounts are taken away later. */
+/** Runs the step and returns what it made; its sandbox and mounts are taken away later, with caches before the build ends. */
 function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Promise<MadeLayer | null> {
   const { means, build, report, signal } = state;
   const { leaving } = means;
+  const hasCaches = step.mounts.some(({ type }) => type === "cache");
   const made = Promise.withResolvers<MadeLayer | null>();
   const run = async (mounts: StepMounts): Promise<void> => {
     await runStep(step, below, mounts, means, build, report, signal, async (layer) => {
       const turn = leaving.add(whole);
+      // The next build is to find them free. That they could not be taken away fails no build.
+      if (hasCaches) state.beside.add(whole.catch(() => undefined));
       made.resolve(layer);
       // Secrets and caches are given back at once.
       if (step.mounts.length === 0) await turn;
@@ -150,7 +153,7 @@ function runAhead(state: BuildState, step: RunStep, below: readonly Layer[]): Pr
   };
   const work = async (): Promise<void> => {
     // Caches are free again when the sandboxes that had them are gone.
-    await (step.mounts.some(({ type }) => type === "cache") ? leaving.settled() : leaving.begin());
+    await (hasCaches ? leaving.settled() : leaving.begin());
     await withMounts(state, step, below, run);
   };
   let whole = Promise.resolve();
