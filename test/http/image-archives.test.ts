@@ -1,6 +1,6 @@
 import { gunzipSync, gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { FileBlobs } from "../../src/image/file-blobs.ts";
+import type { ClusterStore } from "../../src/image/blobs.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ask, createApi, type Problem, type TestApi, type TestProject } from "../support/api.ts";
@@ -297,7 +297,7 @@ describe("saving", () => {
 
   test("says so before it begins when a blob is gone", async () => {
     const { body } = await load((await dockerArchive("gone", ["gone:1"])).tar);
-    await (api.services.blobs as FileBlobs).delete(body.items[0]?.layers[0]?.digest ?? "");
+    await (api.services.blobs as ClusterStore).delete(body.items[0]?.layers[0]?.digest ?? "");
     const { status, bytes } = await save(["gone:1"]);
     expect([status, (JSON.parse(bytes.toString()) as Problem).code]).toEqual([503, "blob_store_error"]);
   });
