@@ -1,20 +1,25 @@
 import { execFile } from "node:child_process";
-import { access, mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, symlink } from "node:fs/promises";
 import { promisify } from "node:util";
 import { startDockerd } from "../support/dockerd.ts";
 import { pidsNaming } from "./berth.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
+import type { Peer } from "./peer.ts";
 
 const run = promisify(execFile);
 const limits = { Memory: 128 << 20, MemorySwap: 128 << 20, NanoCpus: 1e9, PidsLimit: 128 };
 
-/** Docker Engine and BuildKit of Debian's docker.io; null when it is not installed. */
+/** Docker Engine and BuildKit. */
 export interface Docker extends Engine {
-  version: string;
+  /** What it works with, each with its version. */
+  parts: string;
   /** The address of this machine that the daemon reaches. */
   hostAddress: string;
-  /** `docker build` with BuildKit, as a whole process. `noCache`: every step anew. */
+  /**
+   * `docker build` with BuildKit, as a whole process, by buildx where the peer has that; no option but these, so that it
+   * attests what it does by default (this store of images: nothing). `noCache`: every step anew.
+   */
   cliBuild(tag: string, contextDir: string, options?: { noCache: boolean }): Promise<void>;
   /** Builds, and runs the image in the place of the container of this name; answers with its port's URL. */
   cliReplace(name: string, contextDir: string, port: number): Promise<string>;
@@ -24,14 +29,7 @@ export interface Docker extends Engine {
  * Starts a dockerd with its own data root, socket and network namespace (its firewall rules stay in there), as Debian
  * configures it otherwise. It has no size limit for writable layers.
  */
-export async function startDocker(): Promise<Docker | null> {
-  if (
-    !(await access("/usr/sbin/dockerd").then(
-      () => true,
-      () => false,
-    ))
-  )
-    return null;
+export async function startDocker(peer: Peer): Promise<Docker> {
   const dir = await mkdtemp("/var/lib/berth-bench-docker-");
   const netns = `bench${String(process.pid)}`;
   await run("ip", ["netns", "add", netns]);
@@ -43,19 +41,29 @@ export async function startDocker(): Promise<Docker | null> {
   await run("ip", ["link", "set", veth, "up"]);
   await run("ip", ["-n", netns, "address", "add", `${subnet}.2/30`, "dev", "eth0"]);
   await run("ip", ["-n", netns, "link", "set", "eth0", "up"]);
-  const enter = ["nsenter", `--net=/run/netns/${netns}`, "dockerd"];
-  const daemon = await startDockerd(dir, [...enter, "--insecure-registry", `${subnet}.0/30`]);
+  const enter = ["nsenter", `--net=/run/netns/${netns}`, ...peer.dockerd];
+  const env = await environment(peer, dir);
+  const clean = async () => {
+    await run("ip", ["netns", "del", netns]);
+    await rm(dir, { recursive: true, force: true });
+  };
+  const daemon = await startDockerd(dir, [...enter, "--insecure-registry", `${subnet}.0/30`], env).catch(
+    async (error: unknown) => {
+      await clean();
+      throw error;
+    },
+  );
   const { socket } = daemon;
   const api = new Client({ socketPath: socket });
-  const { Version: version } = await api.json<{ Version: string }>("GET", "/version");
-  const env = { ...process.env, DOCKER_BUILDKIT: "1", DOCKER_HOST: `unix://${socket}` };
+  const version = await api.json<Version>("GET", "/version");
+  const docker = async (...args: string[]) => (await run(peer.docker, args, { env })).stdout.trim();
   const cliBuild: Docker["cliBuild"] = async (tag, contextDir, options) => {
     const anew = options?.noCache === true ? ["--no-cache"] : [];
-    await run("/usr/bin/docker", ["build", "-q", ...anew, "-t", tag, contextDir], { env });
+    await docker("build", "-q", ...anew, "-t", tag, contextDir);
   };
   return {
-    name: `Docker ${version}`,
-    version,
+    name: `Docker ${version.Version}`,
+    parts: [...components(version), await docker("buildx", "version").catch(() => "no buildx")].join(", "),
     hostAddress: `${subnet}.1`,
     async build(tag, context) {
       const answer = await api.send("POST", `/build?t=${encodeURIComponent(tag)}`, context);
@@ -64,8 +72,8 @@ export async function startDocker(): Promise<Docker | null> {
     cliBuild,
     async cliReplace(name, contextDir, port) {
       await cliBuild(name, contextDir);
-      await run("/usr/bin/docker", ["rm", "--force", name], { env });
-      await run("/usr/bin/docker", ["run", "--detach", "--name", name, "--publish", `${port}:${port}`, name], { env });
+      await docker("rm", "--force", name);
+      await docker("run", "--detach", "--name", name, "--publish", `${port}:${port}`, name);
       return `http://${subnet}.2:${String(port)}/`;
     },
     async start(image, command) {
@@ -98,9 +106,30 @@ export async function startDocker(): Promise<Docker | null> {
     async close() {
       api.close();
       await daemon.stop();
-      await run("ip", ["netns", "del", netns]);
-      await rm(dir, { recursive: true, force: true });
+      await clean();
     },
+  };
+}
+
+interface Version {
+  Version: string;
+  Components: { Name: string; Version: string }[];
+}
+
+const components = ({ Components }: Version) =>
+  Components.flatMap(({ Name, Version }) => (["containerd", "runc"].includes(Name) ? [`${Name} ${Version}`] : []));
+
+/** What daemon and command line run with; settings are in a directory of their own. */
+async function environment(peer: Peer, dir: string): Promise<NodeJS.ProcessEnv> {
+  const settings = `${dir}/settings`;
+  await mkdir(settings);
+  if (peer.plugins !== null) await symlink(peer.plugins, `${settings}/cli-plugins`);
+  return {
+    ...process.env,
+    PATH: [...peer.programs, process.env["PATH"]].join(":"),
+    DOCKER_BUILDKIT: "1",
+    DOCKER_CONFIG: settings,
+    DOCKER_HOST: `unix://${dir}/docker.sock`,
   };
 }
 

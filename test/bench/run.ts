@@ -7,6 +7,7 @@ import { debianBase } from "./debian.ts";
 import { type Docker, startDocker } from "./docker.ts";
 import type { Engine } from "./engine.ts";
 import { measureJobs } from "./jobs.ts";
+import { installedPeer, unpackedPeer } from "./peer.ts";
 import { measurePushes } from "./pushes.ts";
 import { measureRebuilds } from "./rebuilds.ts";
 import { measureSizes } from "./sizes.ts";
@@ -16,10 +17,12 @@ import { formatTable, type Row } from "./table.ts";
 import { measureTransfers, transferRows } from "./transfers.ts";
 
 // `npm run bench [-- --runs N --only jobs,api,starts,rebuilds,pushes,transfers,sizes]`: the same work by Berth and by its peers
-// on this machine, in turn, in one run.
+// on this machine, in turn, in one run. `--peer SUITE`: with the Docker Engine of another suite of Debian (peer-fetch.ts).
 const option = (name: string) => process.argv[process.argv.indexOf(`--${name}`) + 1 || process.argv.length];
 const runs = Number(option("runs") ?? 40);
 const only = option("only")?.split(",");
+const suite = option("peer");
+const peer = suite === undefined ? installedPeer() : unpackedPeer(suite);
 const wanted = (part: string) => only === undefined || only.includes(part);
 const step = (text: string) => {
   console.error(text);
@@ -68,7 +71,7 @@ let registry: TestRegistry | null = null;
 const ofEngines = ["starts", "rebuilds", "pushes", "transfers", "sizes"];
 if (!ofEngines.some(wanted)) process.exit(0);
 try {
-  docker = await startDocker();
+  if (peer !== null) docker = await startDocker(peer);
   if (hasRegistry) registry = await startRegistry(null, docker?.hostAddress);
   berth = await startBerth(17070, registry?.host ?? "127.0.0.1:5000");
   const rows: Row[] = [];
@@ -77,8 +80,8 @@ try {
   if (wanted("pushes")) rows.push(...(await measurePushes(berth, docker)));
   if (wanted("transfers")) rows.push(...(await transfers(berth, docker, registry)));
   if (wanted("sizes")) rows.push(...(await measureSizes(berth, registry?.host ?? null)));
-  const peer = docker === null ? "(docker.io is not installed)" : `${docker.name} (Debian, of 2023)`;
-  console.log(formatTable(rows, "Berth", peer));
+  if (docker !== null) console.log(`${docker.name} (${peer?.origin}): ${docker.parts}`);
+  console.log(formatTable(rows, "Berth", docker?.name ?? "(docker.io is not installed)"));
 } finally {
   await berth?.close();
   await docker?.close();
