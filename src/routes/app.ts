@@ -33,6 +33,7 @@ import { notFound } from "./parameters.ts";
 import { addPorts } from "./ports.ts";
 import { asBerthError, inputProblems, invalidRequest, problemResponse } from "./problem.ts";
 import { addProjects } from "./projects.ts";
+import { addRegistry } from "./registry.ts";
 import { addSources } from "./sources.ts";
 import { addWebhooks } from "./webhooks.ts";
 
@@ -142,6 +143,7 @@ export function createApp(services: Services): App {
   addHosts(app, services);
   addJoinTokens(app, services);
   addGit(app, services);
+  addRegistry(app, services);
   addHealth(app, services, requests);
   addDocs(app);
   return app;

@@ -4,6 +4,7 @@ import { allows, type Role } from "../../core/roles.ts";
 import { findSource } from "../../db/sources.ts";
 import type { Principal } from "../../db/tokens.ts";
 import { identifier } from "../auth.ts";
+import { basicToken } from "../basic-token.ts";
 import type { App, Request, Services } from "../context.ts";
 import { notFound } from "../parameters.ts";
 import { asBerthError } from "../problem.ts";
@@ -50,7 +51,7 @@ export function addGit(app: App, services: Services): void {
   };
 
   const open = async (c: Request, service: GitService): Promise<PushedTo> => {
-    const token = basicPassword(c.req.header("authorization") ?? "");
+    const token = basicToken(c.req.header("authorization") ?? "");
     if (token === null) throw new BerthError("unauthorized", "Give a token as the password; the user can be anything.");
     const { principal, project, scope } = await identify(token, c.req.param("project"));
     c.set("principal", principal);
@@ -164,15 +165,3 @@ export function addGit(app: App, services: Services): void {
 }
 
 const isService = (text: string): text is GitService => Object.hasOwn(needed, text);
-
-/** The password of HTTP's Basic authentication (RFC 7617), which is the token; null: there is none. */
-function basicPassword(authorization: string): string | null {
-  const encoded = /^Basic ([A-Za-z0-9+/=]{1,1024})$/i.exec(authorization)?.[1];
-  const password =
-    encoded === undefined
-      ? null
-      : Buffer.from(encoded, "base64")
-          .toString()
-          .replace(/^[^:]*:/, "");
-  return password !== null && /^[\x21-\x7e]{1,512}$/.test(password) ? password : null;
-}
