@@ -1,6 +1,8 @@
 import { defineConfig } from "vitest/config";
 
-// One project per tier, by what a test needs. Host and e2e tests share the kernel: one file at a time.
+// One project per tier, by what a test needs. Host and e2e tests take time and memory: one file at a time.
+const afterKilled = "test/support/ownership.ts";
+const database = "test/support/postgres.ts";
 const tier = (name: string, more: object = {}) => ({
   test: {
     name,
@@ -17,10 +19,10 @@ export default defineConfig({
     pool: "forks",
     projects: [
       tier("unit"),
-      tier("db", { globalSetup: "test/support/postgres.ts" }),
-      tier("http", { globalSetup: "test/support/postgres.ts" }),
-      tier("host", { globalSetup: "test/support/postgres.ts", fileParallelism: false, testTimeout: 60_000 }),
-      tier("e2e", { fileParallelism: false, testTimeout: 180_000, hookTimeout: 120_000 }),
+      tier("db", { globalSetup: [afterKilled, database] }),
+      tier("http", { globalSetup: [afterKilled, database] }),
+      tier("host", { globalSetup: [afterKilled, database], fileParallelism: false, testTimeout: 60_000 }),
+      tier("e2e", { globalSetup: afterKilled, fileParallelism: false, testTimeout: 180_000, hookTimeout: 120_000 }),
     ],
   },
 });

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { asUser, findUser } from "../../src/supervisor/users.ts";
-import { freePort, Run } from "../support/berth.ts";
+import { Run } from "../support/berth.ts";
+import { freePort } from "../support/ownership.ts";
 import { createDatabase, startPostgres } from "../support/postgres.ts";
 
 const clone = dirname(dirname(import.meta.dirname));
@@ -67,7 +68,7 @@ describe("where containers can't run, a start says why, what still works, and en
 test("without root, the API alone runs on a given database, as who started it", async () => {
   const server = await startPostgres();
   const database = await createDatabase(server.socketDir);
-  const port = await freePort();
+  const port = freePort();
   const argv = [...nobody, process.execPath, join(clone, "infra/bootstrap.mjs"), "start"];
   const run = new Run(argv, {
     ...env,

@@ -1,12 +1,13 @@
 import { spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, mkdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Instance, processes } from "../support/berth.ts";
+import { Owned } from "../support/ownership.ts";
 
 // The clone below a directory that only root passes, as /root is: a bind mount of this one there.
-const home = mkdtempSync(join(tmpdir(), "berth-home-"));
+const owned = Owned.directory("berth-home-");
+const home = owned.footprint.directory;
 const clone = join(home, "berth");
 let berth: Instance;
 
@@ -15,16 +16,16 @@ function run(program: string, ...args: string[]): void {
   if (status !== 0) throw new Error(`${program}: ${stderr}`);
 }
 
-beforeAll(async () => {
+beforeAll(() => {
   chmodSync(home, 0o700);
   mkdirSync(clone);
   run("/usr/bin/mount", "--bind", dirname(dirname(import.meta.dirname)), clone);
-  berth = await Instance.create({}, clone);
+  berth = Instance.create({}, clone);
 });
 afterAll(async () => {
   await berth.destroy();
   run("/usr/bin/umount", clone);
-  rmSync(home, { recursive: true });
+  await owned.remove();
 });
 
 test("API and database run from a clone that their users can't reach; only they see it where it is shown", async () => {

@@ -27,7 +27,7 @@ beforeAll(async () => {
   tls = makeTls(directory, network.here);
   chmodSync(tls.key, 0o644);
   const { endpoint, region } = bucket.place;
-  api = await Instance.create({
+  api = Instance.create({
     BERTH_INTERNAL_LISTEN: `${network.here}:7071`,
     BERTH_INTERNAL_TLS_CERT: tls.certificate,
     BERTH_INTERNAL_TLS_KEY: tls.key,
@@ -72,7 +72,7 @@ async function ask(method: string, path: string, body?: object | Buffer, prefer 
 
 async function joinWorker(name: string): Promise<Instance> {
   const { token = "" } = await ask("POST", "/join-tokens", {});
-  const worker = await Instance.create(
+  const worker = Instance.create(
     {
       BERTH_ROLE: "worker",
       BERTH_DATABASE_URL: `postgres://${encodeURIComponent(join(api.config.runDir, "db"))}/berth`,

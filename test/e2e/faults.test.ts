@@ -29,7 +29,7 @@ let berth: Instance;
 let run: Run;
 
 beforeAll(async () => {
-  berth = await Instance.create();
+  berth = Instance.create();
   run = berth.start();
   await run.until(/^Ready/m);
   const dockerfile = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox","--install","-s","/bin"]\n';

@@ -16,8 +16,8 @@ let urls: string[] = [];
 const client = () => createClient<paths>({ baseUrl: berth.url, headers: { authorization: `Bearer ${berth.token}` } });
 const page = (url: string) => fetch(url).then((response) => response.text());
 
-beforeAll(async () => {
-  berth = await Instance.create({ BERTH_DEMO: "1", BERTH_REGISTRY_MIRRORS: "docker.io=http://127.0.0.1:9" });
+beforeAll(() => {
+  berth = Instance.create({ BERTH_DEMO: "1", BERTH_REGISTRY_MIRRORS: "docker.io=http://127.0.0.1:9" });
   foreign = createServer().listen(berth.config.portRange.first + 1, "127.0.0.1");
 });
 afterAll(async () => {

@@ -77,7 +77,7 @@ async function build(tag: string, files: Record<string, string | Uint8Array>): P
 
 beforeAll(async () => {
   network = await SecondNetwork.create();
-  first = await Instance.create({ BERTH_INTERNAL_LISTEN: `${network.here}:7071`, BERTH_HOST_NAME: "first" });
+  first = Instance.create({ BERTH_INTERNAL_LISTEN: `${network.here}:7071`, BERTH_HOST_NAME: "first" });
   firstRun = first.start();
   await firstRun.until(/Ready/);
   registry = createServer((request, response) => {
@@ -89,7 +89,7 @@ beforeAll(async () => {
   }).listen(0, network.here);
   await once(registry, "listening");
   registryHost = `${network.here}:${String((registry.address() as AddressInfo).port)}`;
-  second = await Instance.create(
+  second = Instance.create(
     {
       BERTH_INSECURE_REGISTRIES: registryHost,
       BERTH_OUTBOUND_ALLOW: "198.18.0.0/15",

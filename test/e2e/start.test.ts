@@ -5,8 +5,8 @@ import { apiUser, databaseUser, findUser } from "../../src/supervisor/users.ts";
 import { Instance, processes } from "../support/berth.ts";
 
 let berth: Instance;
-beforeAll(async () => {
-  berth = await Instance.create();
+beforeAll(() => {
+  berth = Instance.create();
 });
 afterAll(async () => {
   await berth.destroy();

@@ -19,7 +19,7 @@ const large = 192;
 let berth: Instance;
 
 beforeAll(async () => {
-  berth = await Instance.create();
+  berth = Instance.create();
   await berth.start().until(/^Ready/m);
 });
 afterAll(() => berth.destroy());

@@ -1,4 +1,5 @@
 import { execFileSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +11,8 @@ import { collect, entry } from "../support/image.ts";
 // Builds by strangers: what they bring must stay inside. The canary is a file of the host at a path that they aim at.
 // `carelessly` shows that the aim is good: whoever follows the same paths without staying in the image gets there.
 
-const canary = "/tmp/berth-build-canary";
+const canaryName = `berth-build-canary-${randomBytes(4).toString("hex")}`;
+const canary = `/tmp/${canaryName}`;
 let worker: BuildWorker;
 
 beforeAll(async () => {
@@ -34,18 +36,18 @@ test("COPY into an image whose directories are links to everywhere stays in the 
     "into",
     [
       "FROM base",
-      "RUN mkdir /tmp && ln -s / /up && ln -s ../../../../../tmp /rel && ln -s /tmp/berth-build-canary /aim",
-      "COPY a /up/tmp/berth-build-canary-made",
-      "COPY a /rel/berth-build-canary",
+      `RUN mkdir /tmp && ln -s / /up && ln -s ../../../../../tmp /rel && ln -s ${canary} /aim`,
+      `COPY a /up${canary}-made`,
+      `COPY a /rel/${canaryName}`,
       "COPY a /aim",
       "ADD x.tar /rel/",
-      "RUN cat /tmp/berth-build-canary /tmp/berth-build-canary-made /tmp/inner",
+      `RUN cat ${canary} ${canary}-made /tmp/inner`,
     ],
     [
       entry("a", { content: "mine\n" }),
       entry("x.tar", { content: Buffer.concat([tarOf("inner", "inner\n"), Buffer.alloc(1024)]) }),
     ],
-    { carelessly: { read: ["/aim", "/up/tmp/berth-build-canary", "/rel/berth-build-canary"] } },
+    { carelessly: { read: ["/aim", `/up${canary}`, `/rel/${canaryName}`] } },
   );
   expect(answer.error).toBeNull();
   expect(answer.strayed).toEqual(["host\n", "host\n", "host\n"]);
@@ -59,9 +61,9 @@ test("COPY into an image whose directories are links to everywhere stays in the 
 test("COPY out of a stage whose files are links to everywhere reads the stage only", async () => {
   const stage = [
     "FROM base AS evil",
-    "RUN mkdir -p /tmp /d && echo mine > /tmp/f && ln -s / /root-link && ln -s /proc/self/root /proc-link && ln -s /tmp/berth-build-canary /d/link",
+    `RUN mkdir -p /tmp /d && echo mine > /tmp/f && ln -s / /root-link && ln -s /proc/self/root /proc-link && ln -s ${canary} /d/link`,
   ];
-  const links = ["/d/link", "/proc-link/tmp/berth-build-canary", "/root-link/tmp/berth-build-canary"];
+  const links = ["/d/link", `/proc-link${canary}`, `/root-link${canary}`];
   const evil = await worker.build("evil", stage, {}, { carelessly: { read: links } });
   expect(evil.strayed).toEqual(links.map(() => "host\n"));
   const answer = await worker.build("out", [
@@ -73,7 +75,7 @@ test("COPY out of a stage whose files are links to everywhere reads the stage on
   ]);
   expect(answer.error).toBeNull();
   // A link in a directory is copied as a link, not read through.
-  expect(answer.files["/d/link"]).toBe("777 0:0 -> /tmp/berth-build-canary");
+  expect(answer.files["/d/link"]).toBe(`777 0:0 -> ${canary}`);
   for (const path of links) {
     const refused = await worker.build("out", [...stage, "FROM base", `COPY --from=evil ${path} /x`]);
     expect(refused.error).toMatchObject({ code: "invalid_context", facts: { line: 4 } });
@@ -84,11 +86,11 @@ test("what a step leaves running is gone before its files are read: a link that 
   const swap = "while :; do mv /d /e; ln -s /tmp /d; cat /d/*; rm /d; mv /e /d; done";
   const answer = await worker.build("swap", [
     "FROM base AS evil",
-    `RUN mkdir /tmp /d && echo mine > /d/berth-build-canary && (${swap}) >/dev/null 2>&1 & sleep 0.5`,
+    `RUN mkdir /tmp /d && echo mine > /d/${canaryName} && (${swap}) >/dev/null 2>&1 & sleep 0.5`,
     "FROM base",
     "COPY --from=evil / /got/",
     // In one of the two names, whenever it was stopped.
-    "RUN cat /got/d/berth-build-canary /got/e/berth-build-canary 2>/dev/null; ls /got/tmp; true",
+    `RUN cat /got/d/${canaryName} /got/e/${canaryName} 2>/dev/null; ls /got/tmp; true`,
   ]);
   expect(answer.error).toBeNull();
   expect(answer.log.filter((line) => line.startsWith("stdout"))).toEqual(["stdout: mine"]);
@@ -98,7 +100,7 @@ test("what a step leaves running is gone before its files are read: a link that 
     ["FROM base", "RUN ln -s /tmp /d"],
     {},
     {
-      carelessly: { read: ["/d/berth-build-canary"] },
+      carelessly: { read: [`/d/${canaryName}`] },
     },
   );
   expect(aim.strayed).toEqual(["host\n"]);
@@ -107,19 +109,14 @@ test("what a step leaves running is gone before its files are read: a link that 
 test("links of a context lead nowhere but into the context; unpacked and followed they lead to the host", async () => {
   const link = (path: string, target: string) => entry(path, { type: "symlink", target });
   const up = "../".repeat(20);
-  const links = [
-    link("abs", canary),
-    link("rel", `${up}tmp/berth-build-canary`),
-    link("all", "/"),
-    link("d/in", "../a"),
-  ];
-  const copies = ["abs", "rel", "all/tmp/berth-build-canary", `${up}tmp/berth-build-canary`, canary];
+  const links = [link("abs", canary), link("rel", `${up}tmp/${canaryName}`), link("all", "/"), link("d/in", "../a")];
+  const copies = ["abs", "rel", `all${canary}`, `${up}tmp/${canaryName}`, canary];
   for (const source of copies) {
     const refused = await worker.build("context", ["FROM base", `COPY ${source} /x`], links);
     expect(refused.error, source).toMatchObject({ code: "invalid_context", facts: { line: 2 } });
   }
   // The same names, where the context has them.
-  const own = [...links, entry("tmp/berth-build-canary", { content: "mine\n" }), entry("a", { content: "a\n" })];
+  const own = [...links, entry(`tmp/${canaryName}`, { content: "mine\n" }), entry("a", { content: "a\n" })];
   for (const source of [...copies, "d/in"]) {
     const answer = await worker.build("context", ["FROM base", `COPY ${source} /x`, "RUN cat /x"], own, {
       noCache: true,
@@ -139,17 +136,17 @@ test("links of a context lead nowhere but into the context; unpacked and followe
 test("caches and bind mounts of a stage begin with what is in the stage, wherever source= leads, several at once", async () => {
   const stage = [
     "FROM base AS evil",
-    "RUN mkdir /tmp && echo mine > /tmp/berth-build-canary && ln -s / /up && ln -s ../../../../../../tmp /rel",
+    `RUN mkdir /tmp && echo mine > ${canary} && ln -s / /up && ln -s ../../../../../../tmp /rel`,
   ];
   const sources = ["/up/tmp", "/rel", "/../../../tmp"];
-  const seen = sources.slice(0, 2).map((source) => `${source}/berth-build-canary`);
+  const seen = sources.slice(0, 2).map((source) => `${source}/${canaryName}`);
   const evil = await worker.build("evil", stage, {}, { carelessly: { read: seen } });
   expect(evil.strayed).toEqual(["host\n", "host\n"]);
   const reading = (name: string) => [
     `FROM base AS ${name}`,
     `RUN ${sources.map((source, i) => `--mount=type=cache,target=/c${String(i)},id=trick,from=evil,source=${source}`).join(" ")} \\`,
     `  ${sources.map((source, i) => `--mount=type=bind,target=/b${String(i)},from=evil,source=${source}`).join(" ")} \\`,
-    "  cat /c?/berth-build-canary /b?/berth-build-canary | sort | uniq -c | awk '{print $1, $2}'; touch /done",
+    `  cat /c?/${canaryName} /b?/${canaryName} | sort | uniq -c | awk '{print $1, $2}'; touch /done`,
   ];
   const answer = await worker.build("tricks", [
     ...stage,
@@ -164,7 +161,7 @@ test("caches and bind mounts of a stage begin with what is in the stage, whereve
   // A mount's place is found in the image as well.
   const place = await worker.build("place", [
     ...stage,
-    `RUN --mount=type=cache,id=place,target=/up${canary}-made touch /rel/berth-build-canary-made/f && ls ${canary}-made`,
+    `RUN --mount=type=cache,id=place,target=/up${canary}-made touch /rel/${canaryName}-made/f && ls ${canary}-made`,
   ]);
   expect(place.error).toBeNull();
   expect(place.log).toContain("stdout: f");
@@ -182,7 +179,7 @@ test("WORKDIR can't reach the worker's descriptors, by name or by a link; no des
   // Where such a link is followed as the worker, it leads to what the worker has.
   const careless = await worker.build(
     "aim",
-    ["FROM base", "RUN ln -s /proc/self/root/tmp/berth-build-canary /x"],
+    ["FROM base", `RUN ln -s /proc/self/root${canary} /x`],
     {},
     {
       carelessly: { read: ["/x"] },

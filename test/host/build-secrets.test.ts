@@ -21,7 +21,7 @@ let host: DrivenHost;
 let other: TestProject;
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), 19_500);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   other = await host.api.project("other");
   await Promise.all([host.buildBusybox("base"), host.buildBusybox("base", other)]);

@@ -4,7 +4,6 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
   renameSync,
@@ -13,27 +12,29 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { Disks } from "../../src/isolation/apply/disk.ts";
 import { unmount } from "../../src/isolation/apply/mount-api.ts";
 import { mountsBelow } from "../../src/isolation/apply/mount-table.ts";
 import { type CacheLimits, Caches, type OpenCache } from "../../src/isolation/caches.ts";
+import { Owned } from "../support/ownership.ts";
 
 const MiB = 1024 * 1024;
 const roomy: CacheLimits = { cacheBytes: 64 * MiB, projectBytes: 1024 * MiB, projectCaches: 100, projectInUse: 100 };
+let owned: Owned;
 let directory: string;
 let disks: Disks;
 
 beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), "berth-caches-"));
+  owned = Owned.directory("berth-caches-");
+  ({ directory } = owned.footprint);
   mkdirSync(join(directory, "disks"));
   disks = new Disks(join(directory, "disks"));
 });
-afterEach(() => {
+afterEach(async () => {
   for (const { path } of mountsBelow(directory).toReversed()) unmount(path);
-  rmSync(directory, { recursive: true, force: true });
+  await owned.remove();
 });
 
 const project = () => join(directory, "caches", "prj_one");

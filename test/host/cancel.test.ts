@@ -20,7 +20,7 @@ beforeAll(async () => {
   silent.listen(0, "127.0.0.1");
   await once(silent, "listening");
   const { port } = silent.address() as AddressInfo;
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_040, {
+  host = await DrivenHost.create(inject("postgresSocketDir"), {
     BERTH_INSECURE_REGISTRIES: `127.0.0.1:${String(port)}`,
     BERTH_OUTBOUND_ALLOW: "127.0.0.0/8",
   });

@@ -15,7 +15,7 @@ interface Container {
 
 let host: DrivenHost;
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_150);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   await host.buildBusybox("box:1");
 });

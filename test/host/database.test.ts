@@ -1,6 +1,5 @@
 import { spawn } from "node:child_process";
-import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, chownSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { afterAll, afterEach, expect, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
@@ -11,9 +10,11 @@ import { admitHost, hostLogin, isAdmitted } from "../../src/db/host-login.ts";
 import { prepareDatabase } from "../../src/db/prepare.ts";
 import { Database } from "../../src/supervisor/database.ts";
 import { apiUser, asUser, databaseUser, findUser } from "../../src/supervisor/users.ts";
+import { Owned } from "../support/ownership.ts";
 
 const clone = dirname(dirname(import.meta.dirname));
-const root = mkdtempSync(join(tmpdir(), "berth-db-test-"));
+const owned = Owned.directory("berth-db-test-");
+const root = owned.footprint.directory;
 chmodSync(root, 0o755);
 const user = findUser(databaseUser);
 const options: EmbeddedOptions = {
@@ -42,7 +43,7 @@ afterEach(async () => {
 });
 afterAll(async () => {
   await (await runningEmbedded(options.dir))?.stop();
-  rmSync(root, { recursive: true, force: true });
+  await owned.remove();
 });
 
 /** Connects as an operating-system user and a role; null when it may, else the refusal's SQLSTATE. */

@@ -39,7 +39,7 @@ let directory: string;
 
 beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), "berth-debian-test-"));
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_060);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   host.api.services.limits = { ...host.api.services.limits, contextBytes: 2 ** 28 };
   await host.start();
   const { root, files } = debianOf(packages.split(" "));

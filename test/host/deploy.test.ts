@@ -35,11 +35,10 @@ interface Container {
   health: string | null;
 }
 
-const firstPort = 21_100;
 let host: DrivenHost;
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   await host.buildBusybox("box:1");
 });
@@ -190,15 +189,15 @@ describe("a deployment", () => {
   });
 
   test("passes by a port of the range that a process of the host has", async () => {
-    const taken = createServer().listen(firstPort + 1, "127.0.0.1");
+    const taken = createServer().listen(host.firstPort + 1, "127.0.0.1");
     await once(taken, "listening");
     try {
       const next = await source("next");
       const first = await next.push(serve("beside"));
       expect(first.status, first.detail ?? "").toBe("succeeded");
-      expect(first.ports).toMatchObject([{ hostPort: firstPort + 2 }]);
-      expect(await ask(firstPort + 2)).toBe("beside");
-      const named = await source("named", { ports: [{ containerPort: 8080, hostPort: firstPort + 1 }] });
+      expect(first.ports).toMatchObject([{ hostPort: host.firstPort + 2 }]);
+      expect(await ask(host.firstPort + 2)).toBe("beside");
+      const named = await source("named", { ports: [{ containerPort: 8080, hostPort: host.firstPort + 1 }] });
       const refused = await named.push(serve("never"));
       expect(refused).toMatchObject({ status: "failed", reason: "host_port_in_use" });
       for (const name of ["next", refused.containerId ?? ""])

@@ -2,39 +2,39 @@ import { execFileSync } from "node:child_process";
 import {
   closeSync,
   mkdirSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
-  rmSync,
   statfsSync,
   statSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { Disks } from "../../src/isolation/apply/disk.ts";
 import { unmount } from "../../src/isolation/apply/mount-api.ts";
 import { mountsBelow } from "../../src/isolation/apply/mount-table.ts";
+import { Owned } from "../support/ownership.ts";
 
 const MiB = 1024 * 1024;
 const idBase = 900_000_000;
+let owned: Owned;
 let directory: string;
 let disks: Disks;
 let target: string;
 
 beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), "berth-disks-"));
+  owned = Owned.directory("berth-disks-");
+  ({ directory } = owned.footprint);
   target = join(directory, "mounted");
   mkdirSync(join(directory, "disks"));
   mkdirSync(target);
   disks = new Disks(join(directory, "disks"));
 });
-afterEach(() => {
+afterEach(async () => {
   for (const { path } of mountsBelow(directory).toReversed()) unmount(path);
-  rmSync(directory, { recursive: true, force: true });
+  await owned.remove();
 });
 
 async function mounted(size = 16 * MiB): Promise<void> {

@@ -10,7 +10,7 @@ import { chunked, collect, entry } from "../support/image.ts";
 let host: DrivenHost;
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), 23_700);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   await host.buildBusybox("box:1");
   await run("box");

@@ -12,13 +12,12 @@ import { GitClient } from "../support/git-client.ts";
 
 // The real git pushes to the API; the real worker builds and deploys.
 
-const firstPort = 21_200;
 let host: DrivenHost;
 let server: Server;
 let base = "";
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   server = await listen(host.api.app, { host: "127.0.0.1", port: 0 });
   base = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
   await host.start();

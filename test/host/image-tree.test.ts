@@ -1,6 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
 import { mkdir, mkdtemp, rmdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -11,17 +9,20 @@ import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { LayerStore } from "../../src/image/layers.ts";
 import { Mounts } from "../../src/isolation/apply/mounts.ts";
 import { entry } from "../support/image.ts";
+import { Owned } from "../support/ownership.ts";
 import { RootView } from "../support/root-view.ts";
 
 // What a build reads of images by itself is what the kernel shows of them.
 
+let owned: Owned;
 let directory: string;
 let layers: LayerStore;
 let mounts: Mounts;
 let images: OpenImages;
 
 beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), "berth-image-tree-"));
+  owned = Owned.directory("berth-image-tree-");
+  ({ directory } = owned.footprint);
   layers = new LayerStore(join(directory, "layers"), new FileBlobs(join(directory, "blobs")));
   mounts = new Mounts(join(directory, "mounts"));
   images = new OpenImages();
@@ -29,7 +30,7 @@ beforeEach(() => {
 afterEach(async () => {
   await images.close();
   mounts.unmountLayers();
-  rmSync(directory, { recursive: true, force: true });
+  await owned.remove();
 });
 
 /** All that can be seen of a tree, by path. */

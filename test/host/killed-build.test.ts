@@ -18,7 +18,7 @@ interface Build {
 let host: DrivenHost;
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_020);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   await host.buildBusybox("box:1");
 });

@@ -16,11 +16,10 @@ interface Container {
 }
 
 const page = "it answers";
-const firstPort = 21_000;
 let host: DrivenHost;
 
 beforeAll(async () => {
-  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort);
+  host = await DrivenHost.create(inject("postgresSocketDir"));
   await host.start();
   await host.buildBusybox("box:1");
 });

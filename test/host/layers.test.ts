@@ -2,10 +2,9 @@ import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { chmodSync, chownSync, linkSync, lutimesSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
-import { gunzipSync, gzipSync, zstdCompressSync } from "node:zlib";
+import { gunzipSync, gzipSync, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Layer } from "../../src/core/image.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -14,21 +13,24 @@ import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { readUpper } from "../../src/image/upper.ts";
 import { breaking, collect, entry, gather, layerBlob, sha256 } from "../support/image.ts";
+import { Owned } from "../support/ownership.ts";
 import { listTree, type TreeListing } from "../support/tree.ts";
 
+let owned: Owned;
 let directory: string;
 let blobs: FileBlobs;
 let layers: LayerStore;
 const mounted: string[] = [];
 
 beforeEach(async () => {
-  directory = await mkdtemp(join(tmpdir(), "berth-layers-"));
+  owned = Owned.directory("berth-layers-");
+  ({ directory } = owned.footprint);
   blobs = new FileBlobs(join(directory, "blobs"));
   layers = new LayerStore(join(directory, "layers"), blobs);
 });
 afterEach(async () => {
   for (const target of mounted.splice(0).reverse()) execFileSync("umount", [target]);
-  await rm(directory, { recursive: true, force: true });
+  await owned.remove();
 });
 
 const bytes = (blob: Uint8Array) => (): AsyncIterable<Uint8Array> => Readable.from([blob]);
@@ -144,6 +146,13 @@ describe("converting", () => {
       /^drwxr-x--- 0\/0 .* etc\/\n-rw-r--r-- 0\/0 +5000 .* etc\/x\n$/,
     );
     expect(Object.keys(listTree(await mountLayer(made)))).toEqual(["etc", "etc/x"]);
+    const { layer: other, stored: kept } = await layers.make(
+      [entry("etc", { type: "directory", mode: 0o750 }), entry("etc/x", { content: "x".repeat(5000) })],
+      "zstd",
+    );
+    await kept;
+    expect(other).toMatchObject({ diffId: made.diffId, mediaType: "application/vnd.oci.image.layer.v1.tar+zstd" });
+    expect(zstdDecompressSync(await collect(await blobs.open(other.digest))).equals(stored)).toBe(true);
     const empty = await layers.create([]);
     expect(listTree(await mountLayer(empty))).toEqual({});
   });

@@ -26,13 +26,12 @@ interface Container {
 }
 type Body = Record<string, unknown>;
 
-const firstPort = 21_100;
 let registry: TestRegistry;
 let host: DrivenHost;
 
 beforeAll(async () => {
   registry = await startRegistry();
-  host = await DrivenHost.create(inject("postgresSocketDir"), firstPort, {
+  host = await DrivenHost.create(inject("postgresSocketDir"), {
     BERTH_REGISTRY_MIRRORS: "docker.io=http://127.0.0.1:9",
     BERTH_INSECURE_REGISTRIES: registry.host,
   });
@@ -204,13 +203,13 @@ describe("ports", () => {
     const ports = [{ containerPort: 80 }];
     const one = await run(serve, { name: "one", ports });
     const two = await run(serve, { name: "two", hostname: "two", ports });
-    expect([one.ports[0]?.hostPort, two.ports[0]?.hostPort]).toEqual([firstPort, firstPort + 1]);
+    expect([one.ports[0]?.hostPort, two.ports[0]?.hostPort]).toEqual([host.firstPort, host.firstPort + 1]);
     // Nobody named it: it is called by its address.
     const { hostname, ipAddress } = await get(one.id);
     expect(hostname).toBe(`ip-${ipAddress.replaceAll(".", "-")}`);
-    await expect.poll(() => page(firstPort)).toBe(`${String(hostname)}\n`);
-    await expect.poll(() => page(firstPort + 1)).toBe("two\n");
-    const taken = { image: "box:1", name: "three", ports: [{ containerPort: 80, hostPort: firstPort }] };
+    await expect.poll(() => page(host.firstPort)).toBe(`${String(hostname)}\n`);
+    await expect.poll(() => page(host.firstPort + 1)).toBe("two\n");
+    const taken = { image: "box:1", name: "three", ports: [{ containerPort: 80, hostPort: host.firstPort }] };
     expect((await host.ask<Problem>("POST", "/v1/containers", taken)).body).toMatchObject({
       status: 409,
       code: "port_taken",
@@ -220,12 +219,12 @@ describe("ports", () => {
     const again = await run(serve, {
       name: "four",
       hostname: "four",
-      ports: [{ containerPort: 80, hostPort: firstPort }],
+      ports: [{ containerPort: 80, hostPort: host.firstPort }],
     });
-    await expect.poll(() => page(firstPort)).toBe("four\n");
+    await expect.poll(() => page(host.firstPort)).toBe("four\n");
     await remove(two.id);
     await remove(again.id);
-    expect(await page(firstPort)).toBe(null);
+    expect(await page(host.firstPort)).toBe(null);
   });
 
   test("are added to and taken from a running container", async () => {
@@ -241,8 +240,8 @@ describe("ports", () => {
   });
 
   test("one that a process of the host has gives a failed container that says so", async () => {
-    await new Promise<void>((resolve) => foreign.listen(firstPort + 5, "127.0.0.1", resolve));
-    const container = await run(serve, { ports: [{ containerPort: 80, hostPort: firstPort + 5 }] });
+    await new Promise<void>((resolve) => foreign.listen(host.firstPort + 5, "127.0.0.1", resolve));
+    const container = await run(serve, { ports: [{ containerPort: 80, hostPort: host.firstPort + 5 }] });
     expect(await reaches(container.id, "failed")).toMatchObject({ reason: "host_port_in_use" });
     await remove(container.id);
   });

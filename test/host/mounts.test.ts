@@ -1,7 +1,5 @@
 import { execFileSync } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
@@ -12,8 +10,10 @@ import { mountsBelow } from "../../src/isolation/apply/mount-table.ts";
 import { Mounts } from "../../src/isolation/apply/mounts.ts";
 import { closeNamespaces, createNamespaces, type Namespaces } from "../../src/isolation/apply/namespaces.ts";
 import { entry } from "../support/image.ts";
+import { Owned } from "../support/ownership.ts";
 
 const idBase = 900_000_000;
+let owned: Owned;
 let directory: string;
 let mounts: Mounts;
 let store: LayerStore;
@@ -21,7 +21,8 @@ let namespaces: Namespaces;
 let layers: string[];
 
 beforeEach(async () => {
-  directory = await mkdtemp(join(tmpdir(), "berth-mounts-"));
+  owned = Owned.directory("berth-mounts-");
+  ({ directory } = owned.footprint);
   store = new LayerStore(join(directory, "store"), new FileBlobs(join(directory, "blobs")));
   mounts = new Mounts(join(directory, "layers"));
   namespaces = createNamespaces(idBase);
@@ -41,7 +42,7 @@ beforeEach(async () => {
 afterEach(async () => {
   closeNamespaces(namespaces);
   for (const { path } of mountsBelow(directory).toReversed()) unmount(path);
-  await rm(directory, { recursive: true, force: true });
+  await owned.remove();
 });
 
 const at = (...names: string[]): string => join(directory, ...names);

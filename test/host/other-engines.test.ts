@@ -1,11 +1,13 @@
 import { readFileSync } from "node:fs";
 import { lutimes, mkdir, symlink, utimes, writeFile } from "node:fs/promises";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { ImageProcess } from "../../src/core/image.ts";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
+import { closeServer, listen } from "../../src/routes/listener.ts";
 import { asNow, historyLines } from "../support/buildkit-history.ts";
 import { DrivenHost } from "../support/driven-host.ts";
 import { collect, entry } from "../support/image.ts";
@@ -106,7 +108,7 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
   beforeAll(async () => {
     registry = await startRegistry();
     ends.unshift(() => registry.stop());
-    host = await DrivenHost.create(inject("postgresSocketDir"), 21_400, { BERTH_INSECURE_REGISTRIES: registry.host });
+    host = await DrivenHost.create(inject("postgresSocketDir"), { BERTH_INSECURE_REGISTRIES: registry.host });
     ends.unshift(() => host.destroy());
     const starting = startOtherEngines();
     ends.unshift(async () => (await starting).stop());
@@ -164,8 +166,8 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
   }
 
   /** Builds with Berth, and has Berth publish it. */
-  async function build(tag: string, dockerfile: string, files: LayerEntry[]): Promise<void> {
-    const query = new URLSearchParams({ tag, arg: "GIVEN=given", label: "by=test" });
+  async function build(tag: string, dockerfile: string, files: LayerEntry[], compression = "gzip"): Promise<void> {
+    const query = new URLSearchParams({ tag, arg: "GIVEN=given", label: "by=test", compression });
     const authorization = `Bearer ${host.project.tokens.deployer}`;
     const response = await host.api.app.request(`/v1/builds?${query.toString()}`, {
       method: "POST",
@@ -231,6 +233,72 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
     expect(await docker("web:1")).toBe(printed);
     expect(await docker("child:1")).toBe("triggered\na\n");
     expect(await docker("newer:1")).toBe("script\nfirst\nsecond\na.txt\nsub\nwith space.txt\n");
+  });
+
+  test("layers in zstd are run by engines that know it, and copied as they are", async () => {
+    await build("zstd:1", 'FROM base:1\nRUN echo small > /f\nCMD ["/bin/cat", "/f"]\n', [], "zstd");
+    await engines.podman("pull", "--quiet", "--tls-verify=false", at("zstd:1"));
+    expect(await engines.podman("run", ...engines.podmanRun, at("zstd:1"))).toBe("small\n");
+    expect((await copied("zstd:1")).digest).toBe(digests.get("zstd:1"));
+  });
+
+  test("archives: what docker save and podman save write is loaded and runs, and they load what Berth saves", async () => {
+    const headers = { authorization: `Bearer ${host.project.tokens.deployer}`, "content-type": "application/x-tar" };
+    await engines.podman("pull", "--quiet", "--tls-verify=false", at("web:1"));
+    for (const [engine, save] of [
+      ["docker", ["save", "--output"]],
+      ["podman", ["save", "--quiet", "--format=docker-archive", "--output"]],
+      ["podman", ["save", "--quiet", "--format=oci-archive", "--output"]],
+    ] as const) {
+      const file = join(engines.dir, `${engine}-${String(save.at(2))}.tar`);
+      await engines[engine](...save, file, at("web:1"));
+      const query = new URLSearchParams({ reference: "loaded:1" });
+      const body = readFileSync(file);
+      const answer = await host.api.app.request(`/v1/images/archive?${query.toString()}`, {
+        method: "POST",
+        headers,
+        body,
+      });
+      expect(answer.status, await answer.clone().text()).toBe(201);
+      const run = { image: "loaded:1", env: {}, autoRemove: false };
+      const made = await host.ask<{ id: string }>("POST", "/v1/containers", run, { prefer: "wait=20" });
+      const { id } = made.body;
+      await host.ask("POST", `/v1/containers/${id}/wait`, {}, { prefer: "wait=20" });
+      const logs = await host.api.app.request(`/v1/containers/${id}/logs`, { headers });
+      expect(await logs.text(), engine).toBe(printed);
+      await host.ask("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=20" });
+    }
+    const saved = await host.api.app.request("/v1/images/archive?reference=web:1&reference=child:1", { headers });
+    const file = join(engines.dir, "berth.tar");
+    await writeFile(file, Buffer.from(await saved.arrayBuffer()));
+    await engines.docker("load", "--quiet", "--input", file);
+    expect(await engines.docker("run", "--rm", "--network=none", "web:1")).toBe(printed);
+    expect(await engines.podman("load", "--quiet", "--input", file)).toContain("web:1");
+    expect(await engines.podman("run", ...engines.podmanRun, "localhost/web:1")).toBe(printed);
+    const directory = join(engines.dir, "from-archive");
+    await engines.skopeo("copy", "--quiet", `oci-archive:${file}:web:1`, `oci:${directory}`);
+    expect((await readLayout(directory)).digest).toBe(digests.get("web:1"));
+  });
+
+  test("docker, podman and skopeo pull from Berth itself, with a token", async () => {
+    const server = await listen(host.api.app, { host: "127.0.0.1", port: 0 });
+    try {
+      const berth = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
+      const image = `${berth}/default/web:1`;
+      await expect(engines.docker("pull", "--quiet", image)).rejects.toThrow();
+      await engines.docker("login", "--username=any", `--password=${host.project.tokens.viewer}`, berth);
+      await engines.docker("pull", "--quiet", image);
+      expect(await engines.docker("run", "--rm", "--network=none", image)).toBe(printed);
+      const credentials = `any:${host.project.tokens.viewer}`;
+      await engines.podman("pull", "--quiet", "--tls-verify=false", `--creds=${credentials}`, image);
+      expect(await engines.podman("run", ...engines.podmanRun, image)).toBe(printed);
+      const directory = join(engines.dir, "from-berth");
+      const from = ["--src-tls-verify=false", `--src-creds=${credentials}`, `docker://${image}`];
+      await engines.skopeo("copy", "--quiet", ...from, `oci:${directory}`);
+      expect((await readLayout(directory)).digest).toBe(digests.get("web:1"));
+    } finally {
+      await closeServer(server, 0);
+    }
   });
 
   test("podman inspect and podman history show what they show of BuildKit's", async () => {

@@ -151,7 +151,7 @@ describe("a push job", () => {
 
   beforeAll(async () => {
     registry = await startRegistry(htpasswd);
-    host = await DrivenHost.create(inject("postgresSocketDir"), 21_300, { BERTH_INSECURE_REGISTRIES: registry.host });
+    host = await DrivenHost.create(inject("postgresSocketDir"), { BERTH_INSECURE_REGISTRIES: registry.host });
     await host.start();
   });
   afterAll(async () => {

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { failpoints } from "../../src/isolation/failpoint.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
 import { leftovers } from "../support/leftovers.ts";
+import { freePort } from "../support/ownership.ts";
 import { readLog, TestHost } from "../support/sandboxes.ts";
 
 let host: TestHost;
@@ -147,7 +148,7 @@ test("going down ends and removes everything; disks stay for the next start", as
   const worker = await host.worker();
   await worker.call("exec", one.id, { args: ["touch", "/kept"] });
   await worker.call("publish", one.id, [
-    { id: "prt_a", containerPort: 80, hostPort: 31_999, protocol: "tcp", hostAddress: "127.0.0.1" },
+    { id: "prt_a", containerPort: 80, hostPort: freePort(), protocol: "tcp", hostAddress: "127.0.0.1" },
   ]);
   await host.down();
   for (const { pid } of [one, two]) await expect.poll(() => existsSync(`/proc/${String(pid)}`)).toBe(false);

@@ -37,7 +37,7 @@ beforeAll(async () => {
   await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
   [registry, elsewhere] = await Promise.all([startRegistry(htpasswd), startRegistry()]);
   const insecure = [registry.host, elsewhere.host, stranger()].join(",");
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_400, {
+  host = await DrivenHost.create(inject("postgresSocketDir"), {
     BERTH_INSECURE_REGISTRIES: insecure,
     BERTH_OUTBOUND_ALLOW: "127.0.0.0/8",
   });

@@ -37,7 +37,7 @@ beforeAll(async () => {
   files.set("/context.tar.gz", gzipSync(context));
   files.set("/data.tar", await collect(writeTar([entry("x", { content: "x" })])));
   files.set("/file", Buffer.from("file"));
-  host = await DrivenHost.create(inject("postgresSocketDir"), 21_200, { BERTH_OUTBOUND_ALLOW: "127.0.0.0/8" });
+  host = await DrivenHost.create(inject("postgresSocketDir"), { BERTH_OUTBOUND_ALLOW: "127.0.0.0/8" });
   await host.start();
 });
 afterAll(async () => {

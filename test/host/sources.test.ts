@@ -37,7 +37,7 @@ beforeAll(async () => {
   server = await startGitServer();
   server.commit("main", { Dockerfile: "FROM scratch\nCOPY . /\n", "site/page.html": "zero" });
   registry = await startRegistry(htpasswd);
-  host = await DrivenHost.create(inject("postgresSocketDir"), 19_300, {
+  host = await DrivenHost.create(inject("postgresSocketDir"), {
     BERTH_OUTBOUND_ALLOW: "127.0.0.0/8",
     BERTH_INSECURE_REGISTRIES: registry.host,
   });
@@ -172,7 +172,8 @@ test("with a deploy template a push becomes what its port answers", async () => 
     server.commit("live", { Dockerfile: dockerfile, "page.html": text });
     server.git("checkout", "--quiet", "main");
   };
-  const web = await create({ branches: ["live"], deploy: { ports: [{ containerPort: 8080, hostPort: 19_305 }] } });
+  const hostPort = host.firstPort + 5;
+  const web = await create({ branches: ["live"], deploy: { ports: [{ containerPort: 8080, hostPort }] } });
   const told = { of: web, body: JSON.stringify({ ref: "refs/heads/live" }) };
   for (const text of ["first", "second"]) {
     push(text);
@@ -180,8 +181,8 @@ test("with a deploy template a push becomes what its port answers", async () => 
     const { body } = await host.ask<{ items: { id: string }[] }>("GET", `/v1/deployments?buildId=${String(buildId)}`);
     const path = `/v1/deployments/${body.items[0]?.id ?? ""}`;
     const deployed = await host.ask<{ status: string }>("GET", path, undefined, { prefer: "wait=60" });
-    expect(deployed.body).toMatchObject({ status: "succeeded" });
-    expect(await (await fetch("http://127.0.0.1:19305/")).text()).toBe(text);
+    expect(deployed.body, JSON.stringify(deployed.body)).toMatchObject({ status: "succeeded" });
+    expect(await (await fetch(`http://127.0.0.1:${hostPort}/`)).text()).toBe(text);
   }
   await host.ask("DELETE", `/v1/sources/${web.id}`);
 }, 180_000);

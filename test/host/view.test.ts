@@ -1,12 +1,13 @@
 import { spawnSync } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { apiUser, asUser, findUser } from "../../src/supervisor/users.ts";
 import { closeView, openView } from "../../src/supervisor/view.ts";
+import { Owned } from "../support/ownership.ts";
 
-const base = mkdtempSync(join(tmpdir(), "berth-view-test-"));
+const owned = Owned.directory("berth-view-test-");
+const base = owned.footprint.directory;
 chmodSync(base, 0o711);
 const [closed, runDir] = [join(base, "home"), join(base, "run")];
 const clone = join(closed, "clone");
@@ -14,9 +15,9 @@ mkdirSync(clone, { recursive: true });
 mkdirSync(runDir, { mode: 0o711 });
 writeFileSync(join(clone, "package.json"), "{}\n");
 
-afterAll(() => {
+afterAll(async () => {
   closeView(runDir);
-  rmSync(base, { recursive: true, force: true });
+  await owned.remove();
 });
 
 /** Reads, or tries to write, as the API's user. */

@@ -10,7 +10,7 @@ import { keyedClient } from "../../src/core/keyed-tls.ts";
 import { agentKey, hostKey } from "../../src/core/keys.ts";
 import { readAll } from "../../src/routes/agents.ts";
 import { createApi, type TestApi } from "../support/api.ts";
-import { freePort } from "../support/berth.ts";
+import { freePort } from "../support/ownership.ts";
 
 let api: TestApi;
 const open: Server[] = [];
@@ -29,7 +29,7 @@ const keyOf = (hostId: string) => agentKey(hostKey(api.services.secretKey, hostI
 
 /** A host with an agent that listens for other machines, under this host's key or another's. */
 async function agentOf(keyHost?: string): Promise<{ id: string; port: number }> {
-  const port = await freePort();
+  const port = freePort();
   const id = await api.host({ agentUrl: `tls://127.0.0.1:${String(port)}` });
   const app = new Hono();
   app.get("/containers/:id/logs", (c) => c.text(secret));

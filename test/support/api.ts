@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pino } from "pino";
 import { newId } from "../../src/core/ids.ts";
@@ -13,6 +11,7 @@ import type { App, Services } from "../../src/routes/context.ts";
 import { Repositories } from "../../src/routes/git/repositories.ts";
 import { OpenStreams } from "../../src/routes/open-streams.ts";
 import { TokenCache } from "../../src/routes/token-cache.ts";
+import { Owned } from "./ownership.ts";
 import { createDatabase, type TestDatabase } from "./postgres.ts";
 
 const secretKey = "a secret key of the tests, long enough";
@@ -53,7 +52,8 @@ export interface TestHost {
 
 export async function createApi(socketDir: string, limits: Partial<Services["limits"]> = {}): Promise<TestApi> {
   const database = await createDatabase(socketDir);
-  const directory = await mkdtemp(join(tmpdir(), "berth-test-api-"));
+  const owned = Owned.directory("berth-test-api-");
+  const { directory } = owned.footprint;
   const wakeups = await Wakeups.open(database.api);
   const tokens = new TokenCache(database.api, wakeups);
   const all = { contextBytes: 16 * 1024 * 1024, heldRequests: 20, uploads: 20, ...limits };
@@ -116,7 +116,7 @@ export async function createApi(socketDir: string, limits: Partial<Services["lim
       services.agents.close();
       await wakeups.close();
       await database.drop();
-      await rm(directory, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

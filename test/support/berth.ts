@@ -1,9 +1,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
+import { chmodSync, mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type Config, readConfig } from "../../src/config.ts";
+import { claimPorts, freePort, Owned } from "./ownership.ts";
 
 const ownClone = dirname(dirname(import.meta.dirname));
 
@@ -58,37 +58,34 @@ export class Run {
 export class Instance {
   readonly config: Config;
   readonly #clone: string;
+  readonly #owned: Owned;
   readonly #env: Record<string, string>;
   readonly #enter: readonly string[];
   readonly #runs: Run[] = [];
 
-  private constructor(clone: string, env: Record<string, string>, enter: readonly string[]) {
+  private constructor(clone: string, owned: Owned, env: Record<string, string>, enter: readonly string[]) {
     this.#clone = clone;
+    this.#owned = owned;
     this.#enter = enter;
     this.#env = { PATH: process.env.PATH ?? "", ...env };
     this.config = readConfig(env);
   }
 
   /** `enter`: argv before a program, such as one that enters a network namespace. */
-  static async create(
-    env: Record<string, string> = {},
-    clone: string = ownClone,
-    enter: readonly string[] = [],
-  ): Promise<Instance> {
+  static create(env: Record<string, string> = {}, clone: string = ownClone, enter: readonly string[] = []): Instance {
     const dir = mkdtempSync(join(tmpdir(), "berth-e2e-"));
     chmodSync(dir, 0o711);
-    const [port, first] = [await freePort(), await freePort()];
-    return new Instance(
-      clone,
-      {
-        BERTH_DATA_DIR: join(dir, "data"),
-        BERTH_LISTEN: `127.0.0.1:${String(port)}`,
-        BERTH_PORT_RANGE: `${String(first)}-${String(Math.min(first + 100, 65_535))}`,
-        BERTH_DEMO: "0",
-        ...env,
-      },
-      enter,
-    );
+    const { first, last } = claimPorts();
+    const settings = {
+      BERTH_DATA_DIR: join(dir, "data"),
+      BERTH_LISTEN: `127.0.0.1:${freePort()}`,
+      BERTH_PORT_RANGE: `${first}-${last}`,
+      BERTH_DEMO: "0",
+      ...env,
+    };
+    const { instance, runDir, dataDir, runtime } = readConfig(settings);
+    const owned = Owned.record({ directory: dir, sandboxes: { instance, runDir, dataDir, runtime } });
+    return new Instance(clone, owned, settings, enter);
   }
 
   get url(): string {
@@ -121,18 +118,9 @@ export class Instance {
   async destroy(): Promise<void> {
     const run = await this.down();
     for (const each of this.#runs) await each.stop("SIGKILL");
-    rmSync(dirname(this.config.dataDir), { recursive: true, force: true });
     if (run.child.exitCode !== 0) throw new Error(`down failed: ${run.text}`);
+    await this.#owned.remove();
   }
-}
-
-/** A TCP port of the loopback address that nothing listened on a moment ago. */
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return typeof address === "object" && address !== null ? address.port : 0;
 }
 
 /** A process as /proc shows it. */

@@ -1,15 +1,14 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash, createHmac } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
 import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { buffer } from "node:stream/consumers";
 import { pipeline } from "node:stream/promises";
 import type { BucketCredentials, BucketPlace } from "../../src/core/blob-store.ts";
+import { Owned } from "./ownership.ts";
 
 /** The process s3rver with one bucket, behind a guard that checks signatures and payload hashes as S3 does, which s3rver does not. */
 export interface TestBucket {
@@ -26,7 +25,8 @@ export interface TestBucket {
 
 /** @param address Where the guard listens. */
 export async function startBucket(address = "127.0.0.1"): Promise<TestBucket> {
-  const directory = await mkdtemp(join(tmpdir(), "berth-bucket-"));
+  const owned = Owned.directory("berth-bucket-");
+  const { directory } = owned.footprint;
   const credentials = { accessKeyId: "S3RVER", secretAccessKey: "S3RVER", sessionToken: null };
   const s3 = startS3rver(directory);
   const port = await portOf(s3);
@@ -59,7 +59,7 @@ export async function startBucket(address = "127.0.0.1"): Promise<TestBucket> {
       const ended = once(s3, "exit");
       s3.kill("SIGKILL");
       await ended;
-      await rm(directory, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -7,9 +7,9 @@ import { gunzipSync } from "node:zlib";
 import type { LayerEntry } from "../../src/image/layer-entry.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
-import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import type { BuildAnswer, BuildOrder } from "./build-worker.ts";
 import { collect, entry } from "./image.ts";
+import { Owned } from "./ownership.ts";
 
 /** A build worker in a process and mount namespace of its own. */
 export interface BuildWorker {
@@ -35,6 +35,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
   const dataDir = mkdtempSync(join(tmpdir(), "berth-build-test-"));
   chmodSync(dataDir, 0o711);
   const runDir = `/run/berth/${instance}`;
+  const owned = Owned.record({ directory: dataDir, sandboxes: { instance, runDir, dataDir, runtime: null } });
   for (const name of ["blobs", "worker/builds"]) mkdirSync(`${dataDir}/${name}`, { recursive: true, mode: 0o711 });
   const prefix = await ensureMountNamespace({ runDir });
   const script = join(import.meta.dirname, "build-worker.ts");
@@ -82,9 +83,7 @@ export async function startBuildWorker(): Promise<BuildWorker> {
     async stop() {
       child.stdin.end();
       await ended(child);
-      await Sandboxes.down({ instance, runDir, dataDir, runtime: null });
-      rmSync(dataDir, { recursive: true, force: true });
-      rmSync(runDir, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

@@ -1,16 +1,16 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Config, readConfig } from "../../src/config.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { ensureMountNamespace } from "../../src/isolation/apply/host.ts";
-import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import { type Answer, ask, createApi, type TestApi, type TestProject } from "./api.ts";
 import { collect, entry } from "./image.ts";
+import { claimPorts, Owned } from "./ownership.ts";
 
 const workerFile = join(import.meta.dirname, "../../src/worker.ts");
 
@@ -19,36 +19,47 @@ export class DrivenHost {
   readonly api: TestApi;
   readonly project: TestProject;
   readonly config: Config;
+  readonly #owned: Owned;
   readonly #env: Record<string, string>;
   readonly #enter: string[];
   #worker: ChildProcess | null = null;
 
-  private constructor(api: TestApi, project: TestProject, env: Record<string, string>, enter: string[]) {
+  private constructor(api: TestApi, project: TestProject, owned: Owned, env: Record<string, string>, enter: string[]) {
     this.api = api;
     this.project = project;
+    this.#owned = owned;
     this.config = readConfig(env);
     this.#env = env;
     this.#enter = enter;
   }
 
-  static async create(socketDir: string, firstPort: number, more: Record<string, string> = {}): Promise<DrivenHost> {
+  /** With ten ports to publish. */
+  static async create(socketDir: string, more: Record<string, string> = {}): Promise<DrivenHost> {
     const api = await createApi(socketDir);
     const dataDir = mkdtempSync(join(tmpdir(), "berth-test-host-"));
     chmodSync(dataDir, 0o711);
     for (const name of ["blobs", "worker"]) mkdirSync(join(dataDir, name), { mode: 0o711 });
     api.services.blobs = new FileBlobs(join(dataDir, "blobs"));
+    const { first } = claimPorts();
     const env = {
       PATH: process.env["PATH"] ?? "",
       BERTH_DATA_DIR: dataDir,
       BERTH_DATABASE_URL: `postgres://postgres@${encodeURIComponent(socketDir)}/${api.database.name}`,
       BERTH_SECRET_KEY: api.services.secretKey,
       BERTH_HOST_NAME: `host-${randomBytes(4).toString("hex")}`,
-      BERTH_PORT_RANGE: `${String(firstPort)}-${String(firstPort + 9)}`,
+      BERTH_PORT_RANGE: `${first}-${first + 9}`,
       BERTH_LOG_LEVEL: "error",
       ...more,
     };
-    const enter = await ensureMountNamespace(readConfig(env));
-    return new DrivenHost(api, await api.project("default"), env, enter);
+    const { instance, runDir, runtime } = readConfig(env);
+    const owned = Owned.record({ directory: dataDir, sandboxes: { instance, runDir, dataDir, runtime } });
+    const enter = await ensureMountNamespace({ runDir });
+    return new DrivenHost(api, await api.project("default"), owned, env, enter);
+  }
+
+  /** The first of the ten ports. */
+  get firstPort(): number {
+    return this.config.portRange.first;
   }
 
   /** Starts the worker and waits until it does its work, or until it has ended by its failpoint. */
@@ -117,9 +128,7 @@ export class DrivenHost {
   /** Removes all of it, whatever state it is in. */
   async destroy(): Promise<void> {
     await this.stop("SIGKILL");
-    await Sandboxes.down({ ...this.config, failpoint: null }, 0);
+    await this.#owned.remove();
     await this.api.close();
-    rmSync(this.config.dataDir, { recursive: true, force: true });
-    rmSync(this.config.runDir, { recursive: true, force: true });
   }
 }

@@ -2,6 +2,7 @@ import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
+import { dyingWithUs } from "./ownership.ts";
 
 /**
  * Network, IPC and UTS namespaces of the test's, which a worker inside takes for its host's: a container that shares them
@@ -21,7 +22,8 @@ export class Enclosure {
 
   static async create(): Promise<Enclosure> {
     const script = `hostname ${Enclosure.hostname} && ip link set lo up && echo ready && exec sleep 3600`;
-    const holder = spawn("unshare", ["--net", "--ipc", "--uts", "sh", "-c", script], {
+    const [file = "", ...args] = dyingWithUs(["unshare", "--net", "--ipc", "--uts", "sh", "-c", script]);
+    const holder = spawn(file, args, {
       stdio: ["ignore", "pipe", "inherit"],
     });
     await once(createInterface({ input: holder.stdout }), "line");
@@ -36,7 +38,7 @@ export class Enclosure {
 
   /** Starts a program that lives as long as the enclosure; resolves with its first line. */
   async serve(...argv: string[]): Promise<string> {
-    const [file = "", ...args] = [...this.enter, ...argv];
+    const [file = "", ...args] = dyingWithUs([...this.enter, ...argv]);
     const program = spawn(file, args, { stdio: ["ignore", "pipe", "inherit"] });
     this.#others.push(program);
     const [line] = (await once(createInterface({ input: program.stdout }), "line")) as [string];

@@ -1,10 +1,10 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { Owned } from "./ownership.ts";
 
 /**
  * `git http-backend` on a loopback port, with the repository `/site.git`. Besides it: `/private.git` is the same for who has
@@ -30,7 +30,8 @@ export interface GitServer {
 export const gitLogin = { username: "ada", password: "hunter2: of the repository" };
 
 export async function startGitServer(): Promise<GitServer> {
-  const directory = mkdtempSync(join(tmpdir(), "berth-git-test-"));
+  const owned = Owned.directory("berth-git-test-");
+  const { directory } = owned.footprint;
   const work = join(directory, "work");
   const env = {
     PATH: process.env.PATH,
@@ -83,7 +84,7 @@ export async function startGitServer(): Promise<GitServer> {
       server.closeAllConnections();
       server.close();
       await once(server, "close");
-      rmSync(directory, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

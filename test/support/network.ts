@@ -1,13 +1,13 @@
 import { type ChildProcessWithoutNullStreams, execFile, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { PublishedPort } from "../../src/isolation/apply/firewall.ts";
 import type { Protection } from "../../src/isolation/plan/firewall.ts";
 import { type NetworkScope, slotNetwork } from "../../src/isolation/plan/network.ts";
+import { dyingWithUs, Owned } from "./ownership.ts";
 
 /** What a command printed and how it ended. */
 export interface Ran {
@@ -71,7 +71,8 @@ class TestNamespace {
   }
 
   static async create(): Promise<TestNamespace> {
-    const holder = spawn("unshare", ["--net", "sh", "-c", "echo ready; exec sleep 3600"]);
+    const [file = "", ...args] = dyingWithUs(["unshare", "--net", "sh", "-c", "echo ready; exec sleep 3600"]);
+    const holder = spawn(file, args);
     await once(holder.stdout, "data");
     const namespace = new TestNamespace(holder);
     await namespace.run("ip", "link", "set", "lo", "up");
@@ -112,7 +113,7 @@ export interface NetworkOptions {
  */
 export class TestNetwork {
   readonly scope: NetworkScope = { instance: randomBytes(3).toString("hex"), block: 3 };
-  readonly #directory = mkdtempSync(join(tmpdir(), "berth-network-"));
+  readonly #owned = Owned.directory("berth-network-");
   readonly #servers: ChildProcessWithoutNullStreams[] = [];
   readonly #inside = new Map<number, string>();
   readonly outside: TestNamespace;
@@ -192,7 +193,7 @@ export class TestNetwork {
 
   /** Serves HTTP on a port of the host, the outside or a container: the page is the name, /cgi-bin/peer the client. */
   async serve(where: "host" | "outside" | number, name: string, listen: string): Promise<void> {
-    const directory = join(this.#directory, `${String(where)}-${listen.replace(/[^\w.]/g, "_")}`);
+    const directory = join(this.#owned.footprint.directory, `${String(where)}-${listen.replace(/[^\w.]/g, "_")}`);
     mkdirSync(join(directory, "cgi-bin"), { recursive: true });
     writeFileSync(join(directory, "index.html"), name);
     writeFileSync(join(directory, "cgi-bin", "peer"), '#!/bin/sh\necho\necho "$REMOTE_ADDR"\n', { mode: 0o755 });
@@ -214,7 +215,7 @@ export class TestNetwork {
     await this.worker.kill();
     this.host.end();
     this.outside.end();
-    rmSync(this.#directory, { recursive: true, force: true });
+    await this.#owned.remove();
   }
 }
 

@@ -1,10 +1,10 @@
 import { execFile } from "node:child_process";
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { startDockerd } from "./dockerd.ts";
+import { Owned } from "./ownership.ts";
 
 // Debian's docker.io, podman and skopeo: unpacked by .ci/run into .cache/engines, or installed.
 
@@ -37,7 +37,8 @@ export interface OtherEngines {
 }
 
 export async function startOtherEngines(): Promise<OtherEngines> {
-  const dir = await mkdtemp(join(tmpdir(), "berth-engines-"));
+  const owned = Owned.directory("berth-engines-");
+  const dir = owned.footprint.directory;
   const cgroup = `berth-engines-${String(process.pid)}`;
   const env: NodeJS.ProcessEnv = {
     HOME: dir,
@@ -68,7 +69,7 @@ export async function startOtherEngines(): Promise<OtherEngines> {
     async stop() {
       await daemon.stop();
       await run("umount", [`${dir}/podman/overlay`]).catch(() => "");
-      await rm(dir, { recursive: true, force: true });
+      await owned.remove();
       for (const parent of ["/sys/fs/cgroup", ...directories("/sys/fs/cgroup")]) removeGroup(join(parent, cgroup));
     },
   };

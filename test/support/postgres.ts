@@ -1,8 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { access, chmod, chown, cp, mkdtemp, rm } from "node:fs/promises";
+import { access, chmod, chown, cp } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import postgres from "postgres";
 import type { TestProject } from "vitest/node";
@@ -10,6 +9,7 @@ import { driverOptions } from "../../src/db/client.ts";
 import { type Connection, connect } from "../../src/db/connect.ts";
 import { admitHost, hostLogin } from "../../src/db/host-login.ts";
 import { migrate } from "../../src/db/migrate.ts";
+import { dyingWithUs, Owned } from "./ownership.ts";
 
 /** The Postgres server of one vitest run: a Unix socket in a private directory, nothing on the network. */
 export interface TestServer {
@@ -66,7 +66,8 @@ async function ended(child: ChildProcess): Promise<void> {
 
 /** Starts a server with a migrated template database. Unless told, durability is off: the data ends with the run. */
 export async function startPostgres({ durable = false } = {}): Promise<TestServer> {
-  const root = await mkdtemp(join(tmpdir(), "berth-test-db-"));
+  const owned = Owned.directory("berth-test-db-");
+  const root = owned.footprint.directory;
   if (runAs !== null) {
     await chown(root, runAs.uid, runAs.gid);
     await chmod(root, 0o700);
@@ -95,12 +96,11 @@ export async function startPostgres({ durable = false } = {}): Promise<TestServe
     timezone: "UTC",
   };
   const flags = Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`]);
-  const server = spawn(join(bin, "postgres"), ["-D", data, ...flags], {
+  const [program = "", ...args] = dyingWithUs([join(bin, "postgres"), "-D", data, ...flags]);
+  const server = spawn(program, args, {
     ...runAs,
     stdio: ["ignore", "ignore", "pipe"],
   });
-  // A run that is cut off takes its server along.
-  process.once("exit", () => server.kill("SIGKILL"));
   let log = "";
   await new Promise<void>((resolve, reject) => {
     server.stderr.on("data", (chunk: Buffer) => {
@@ -126,7 +126,7 @@ export async function startPostgres({ durable = false } = {}): Promise<TestServe
     async stop() {
       server.kill("SIGINT");
       await ended(server);
-      await rm(root, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

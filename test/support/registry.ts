@@ -1,11 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface, type Interface } from "node:readline";
 import type { Readable } from "node:stream";
+import { freePort, Owned } from "./ownership.ts";
 
 /** Debian's docker-registry on a free port, with its own directory. */
 export interface TestRegistry {
@@ -30,8 +29,9 @@ export interface LoggedRequest {
  * @param address where it listens: an IPv4 address of this machine
  */
 export async function startRegistry(htpasswd: string | null = null, address = "127.0.0.1"): Promise<TestRegistry> {
-  const directory = await mkdtemp(join(tmpdir(), "berth-registry-"));
-  const port = await freePort();
+  const owned = Owned.directory("berth-registry-");
+  const { directory } = owned.footprint;
+  const port = freePort();
   const host = `${address}:${String(port)}`;
   const users = join(directory, "htpasswd");
   if (htpasswd !== null) await writeFile(users, htpasswd);
@@ -50,7 +50,7 @@ export async function startRegistry(htpasswd: string | null = null, address = "1
   const base = `http://${host}`;
   const stop = async (): Promise<void> => {
     await end(child);
-    await rm(directory, { recursive: true, force: true });
+    await owned.remove();
   };
   try {
     await answers(`${base}/v2/`, child);
@@ -83,16 +83,6 @@ class AccessLog {
     while (!this.#requests.some(({ target }) => target === mark)) await once(this.#lines, "line");
     return this.#requests.filter(({ target }) => !target.startsWith("/v2/?mark="));
   }
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  if (address === null || typeof address === "string") throw new Error("no port");
-  return address.port;
 }
 
 /** Asks until there is an answer, which is the only sign that this program gives. */

@@ -9,7 +9,6 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
-  rmSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
@@ -23,6 +22,7 @@ import type { SandboxState } from "../../src/isolation/probe.ts";
 import { Sandboxes } from "../../src/isolation/sandbox.ts";
 import type { SandboxSpec } from "../../src/isolation/sandbox-spec.ts";
 import { leftovers } from "./leftovers.ts";
+import { Owned } from "./ownership.ts";
 
 const workerFile = join(import.meta.dirname, "sandbox-worker.ts");
 
@@ -37,12 +37,14 @@ export class TestHost {
   readonly config: SandboxConfig & { runtime: "crun" | "runc" | null };
   /** A layer with busybox and account files; a directory, which stands for an EROFS image of it. */
   readonly layer: string;
+  readonly #owned: Owned;
   #enter: string[];
   #worker: TestWorker | null = null;
   #count = 0;
 
-  private constructor(config: TestHost["config"], enter: string[]) {
+  private constructor(config: TestHost["config"], owned: Owned, enter: string[]) {
     this.config = config;
+    this.#owned = owned;
     this.layer = `${config.dataDir}/busybox`;
     this.#enter = enter;
   }
@@ -56,7 +58,8 @@ export class TestHost {
     const dataDir = mkdtempSync(`${tmpdir()}/berth-test-`);
     chmodSync(dataDir, 0o711);
     const config = { instance, dataDir, runDir: `/run/berth/${instance}`, runtime };
-    const host = new TestHost(config, [...within, ...(await ensureMountNamespace(config))]);
+    const owned = Owned.record({ directory: dataDir, sandboxes: config });
+    const host = new TestHost(config, owned, [...within, ...(await ensureMountNamespace(config))]);
     makeBusybox(host.layer);
     return host;
   }
@@ -173,9 +176,7 @@ export class TestHost {
   /** Removes all of the instance, whatever state it is in. */
   async destroy(): Promise<void> {
     await this.#worker?.kill();
-    await Sandboxes.down(this.config, 0);
-    rmSync(this.config.dataDir, { recursive: true, force: true });
-    rmSync(this.config.runDir, { recursive: true, force: true });
+    await this.#owned.remove();
   }
 }
 

@@ -1,6 +1,7 @@
 import { type ChildProcessWithoutNullStreams, execFile, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
+import { claimNumber, dyingWithUs } from "./ownership.ts";
 
 /**
  * A second machine, as far as networks go: a namespace with a wire to this one, and a third that reaches it by another
@@ -24,7 +25,7 @@ export class SecondNetwork {
   static async create(): Promise<SecondNetwork> {
     const [second, outside] = [await Namespace.create(), await Namespace.create()];
     // Of the block for benchmarks (RFC 2544), so that no route of the machine is in the way.
-    const net = `198.18.${String(randomBytes(1)[0] ?? 0)}`;
+    const net = `198.18.${claimNumber("subnet", 256)}`;
     const network = new SecondNetwork(second, outside, `${net}.1`, `${net}.2`);
     const link = `bt${randomBytes(4).toString("hex")}`;
     await must(`ip link add ${link} type veth peer name uplink netns ${String(second.pid)}`);
@@ -65,7 +66,9 @@ class Namespace {
   }
 
   static async create(): Promise<Namespace> {
-    const holder = spawn("unshare", ["--net", "sh", "-c", "ip link set lo up; echo ready; exec sleep 3600"]);
+    const script = "ip link set lo up; echo ready; exec sleep 3600";
+    const [file = "", ...args] = dyingWithUs(["unshare", "--net", "sh", "-c", script]);
+    const holder = spawn(file, args);
     await once(holder.stdout, "data");
     return new Namespace(holder);
   }
