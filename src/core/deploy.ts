@@ -119,7 +119,7 @@ export interface DeployedContainer {
 
 export interface DeploymentView {
   status: DeploymentStatus;
-  /** Milliseconds since the deployment was made. */
+  /** Milliseconds since it came to its status. */
   ageMs: number;
   /** null: not made yet, or gone. */
   container: DeployedContainer | null;
@@ -128,7 +128,7 @@ export interface DeploymentView {
   /** Host ports that the template names. */
   namedPorts: number[];
   /** What else is left of the source's earlier containers. */
-  others: { wanted: Wanted; status: ContainerStatus }[];
+  others: { wanted: Wanted; status: ContainerStatus; stopTimeoutSeconds: number }[];
   /** Another deployment of the source is between its switch and its end. */
   otherSwitching: boolean;
 }
@@ -141,10 +141,13 @@ export type DeployStep =
   | { step: "create"; above: number }
   /** Lead the ports to it. */
   | { step: "switch" }
-  /** It serves: record it, and ask the containers before it to stop. */
-  | { step: "finish" }
-  /** Those have ended: remove them. */
-  | { step: "remove" }
+  /**
+   * It serves: record it, and ask the containers before it to stop. `confirmed` false: the host has not said so in all the
+   * time that it had. The rows are what it does when it is back, so that there is no way back to the one before.
+   */
+  | { step: "finish"; confirmed: boolean }
+  /** Remove those of them that have ended, or when `overdue` all: their host does it when it is back. */
+  | { step: "remove"; overdue: boolean }
   | { step: "wait"; atMostMs: number }
   /** It never came to serve; the one before goes on. */
   | { step: "fail"; code: DeployFailure; detail: string }
@@ -156,6 +159,8 @@ export type DeployFailure = "container_ended" | "not_healthy" | "deploy_timeout"
 const steadyMs = 1_000;
 /** A pull of its layers and a slow start included. */
 const patienceMs = 15 * 60_000;
+/** A host applies ports, and ends a container whose stop timeout is over, in milliseconds: one that takes so long is away. */
+const hostPatienceMs = 5 * 60_000;
 /** Wake-ups may be lost: so often rows are looked at without one. */
 const pollMs = 1_000;
 
@@ -173,13 +178,15 @@ export function nextDeployStep(view: DeploymentView): DeployStep {
       return whileStarting(view, container) ?? wait;
     case "switching": {
       const applied = container === null || container.pendingPorts === 0 || !live.includes(container.status);
-      return applied ? { step: "finish" } : wait;
+      return applied || view.ageMs > hostPatienceMs ? { step: "finish", confirmed: applied } : wait;
     }
     case "succeeded": {
-      if (view.others.length === 0) return { step: "done" };
-      return view.others.some(({ wanted, status }) => wanted === "stopped" && !live.includes(status))
-        ? { step: "remove" }
-        : wait;
+      // One that somebody has started again since is theirs.
+      const ending = view.others.filter(({ wanted }) => wanted === "stopped");
+      if (ending.length === 0) return { step: "done" };
+      const stopSeconds = Math.max(...ending.map(({ stopTimeoutSeconds }) => stopTimeoutSeconds));
+      if (view.ageMs > stopSeconds * 1_000 + hostPatienceMs) return { step: "remove", overdue: true };
+      return ending.some(({ status }) => !live.includes(status)) ? { step: "remove", overdue: false } : wait;
     }
   }
 }

@@ -4,7 +4,7 @@ import type { Tx } from "./scope.ts";
 /**
  * Ends the deployments of jobs that failed or were cancelled, in the transaction that settles those. The container that
  * never served is stopped and kept for its log until the source's next deployment. One that the ports lead to already
- * has succeeded, whatever became of its job.
+ * has succeeded, whatever became of its job: those before it are stopped, and removed by the next.
  */
 export async function endDeployments(tx: Tx, jobIds: readonly string[]): Promise<void> {
   if (jobIds.length === 0) return;
@@ -18,8 +18,12 @@ export async function endDeployments(tx: Tx, jobIds: readonly string[]): Promise
         and d.status in ('pending', 'starting', 'switching')
       returning d.*),
     stopped as (
-      update containers set wanted = 'stopped', wanted_rev = wanted_rev + 1 from ended
-      where containers.id = ended.container_id and ended.status = 'failed' and containers.wanted = 'running'
+      update containers set wanted = 'stopped', wanted_rev = wanted_rev + 1
+      where wanted = 'running' and id in (
+        select container_id from ended where status = 'failed'
+        union select e.container_id from deployments e join ended d using (source_id)
+        where d.status = 'succeeded' and (e.created_at, e.id) < (d.created_at, d.id)
+          and e.container_id is distinct from d.container_id)
       returning host_id),
     told as (
       insert into events (project_id, type, subject_id, data)

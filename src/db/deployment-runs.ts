@@ -31,7 +31,7 @@ export async function readDeploymentRun(sql: Sql, id: string): Promise<Deploymen
   const rows = await sql<(Omit<DeploymentRun, "container"> & { container: DeployedContainer | null })[]>`
     select d.id, d.project_id "projectId", d.source_id "sourceId", s.name "sourceName", d.image_digest "imageDigest",
       coalesce((select b.tags[1] from builds b where b.id = d.build_id), d.image_digest) "imageReference", d.template,
-      d.status, (extract(epoch from now() - d.created_at) * 1000)::float8 "ageMs", d.container_id "containerId",
+      d.status, (extract(epoch from now() - d.moved_at) * 1000)::float8 "ageMs", d.container_id "containerId",
       c.host_id "hostId",
       case when c.id is not null then jsonb_build_object('wanted', c.wanted, 'status', c.status,
         'restartCount', c.restart_count, 'health', c.health, 'exitCode', c.exit_code, 'reason', c.reason,
@@ -42,7 +42,8 @@ export async function readDeploymentRun(sql: Sql, id: string): Promise<Deploymen
         order by e.id desc limit 1) end "refusedPort",
       (select coalesce(jsonb_agg(p->'hostPort'), '[]') from jsonb_array_elements(d.template->'spec'->'ports') p
         where p ? 'hostPort') "namedPorts",
-      (select coalesce(jsonb_agg(jsonb_build_object('wanted', o.wanted, 'status', o.status)), '[]') from containers o
+      (select coalesce(jsonb_agg(jsonb_build_object('wanted', o.wanted, 'status', o.status,
+          'stopTimeoutSeconds', coalesce((o.spec->>'stopTimeoutSeconds')::int, 0))), '[]') from containers o
         where o.id in (${earlier(sql)}) and o.wanted <> 'removed') others,
       exists (select from deployments o where o.source_id = d.source_id and o.id <> d.id and o.status = 'switching')
         "otherSwitching"
@@ -93,12 +94,20 @@ const portsOf = (tx: Tx, container: ReturnType<Tx>) => tx`
 export async function moveDeployment(
   tx: Tx,
   run: DeploymentRun,
-  to: { status: "starting" | "switching" | "succeeded"; containerId?: string; previousContainerId?: string | null },
+  to: {
+    status: "starting" | "switching" | "succeeded";
+    containerId?: string;
+    previousContainerId?: string | null;
+    /** What its host has not confirmed. */
+    doubt?: BerthError;
+  },
 ): Promise<boolean> {
   const rows = await tx`
     update deployments set status = ${to.status}, container_id = coalesce(${to.containerId ?? null}, container_id),
       previous_container_id = coalesce(${to.previousContainerId ?? null}, previous_container_id),
-      finished_at = case when ${to.status} = 'succeeded' then now() end
+      finished_at = case when ${to.status} = 'succeeded' then now() end,
+      moved_at = case when status = ${to.status} then moved_at else now() end,
+      reason = ${to.doubt?.code ?? null}, detail = ${to.doubt?.message ?? null}
     where id = ${run.id} and status = ${run.status} returning id`;
   if (rows.length === 0) return false;
   await appendEvent(tx, {
@@ -150,13 +159,13 @@ export async function stopEarlier(tx: Tx, run: Pick<DeploymentRun, "id">): Promi
     select pg_notify('berth', ${topics.host("")} || host_id) from stopped`;
 }
 
-/** Removes those of them that have ended. */
-export async function removeEarlier(tx: Tx, run: DeploymentRun): Promise<void> {
+/** Removes those of them that have ended, or when `overdue` all that were asked to. */
+export async function removeEarlier(tx: Tx, run: Pick<DeploymentRun, "id">, overdue: boolean): Promise<void> {
   await tx`
     with gone as (
       update containers set wanted = 'removed', wanted_rev = wanted_rev + 1
       from deployments d where d.id = ${run.id} and containers.id in (${earlier(tx)}) and wanted = 'stopped'
-        and containers.status in ('created', 'exited', 'failed')
+        and (${overdue}::boolean or containers.status in ('created', 'exited', 'failed'))
       returning containers.host_id)
     select pg_notify('berth', ${topics.host("")} || host_id) from gone`;
 }

@@ -261,6 +261,7 @@ export const deployments = pg.pgTable("deployments", {
   reason: pg.text("reason"),
   detail: pg.text("detail"),
   createdAt: createdAt(),
+  movedAt: time("moved_at").notNull().defaultNow(),
   finishedAt: time("finished_at"),
 });
 

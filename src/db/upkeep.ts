@@ -2,8 +2,9 @@ import type { Db } from "./connect.ts";
 import { sql } from "./drizzle.ts";
 
 /**
- * Deletes what has served its time: events, deliveries and ended jobs after 7 days, idempotency keys after one, unused steps
- * after 14. (A function of the database: a worker may delete nothing else.)
+ * Deletes what has served its time: events, deliveries, ended jobs (their builds with them) and deployments after 7 days,
+ * idempotency keys after one, unused steps after 14. A deployment stays while its container is there, and while it is its
+ * source's last that succeeded. (A function of the database: a worker may delete nothing else.)
  */
 export async function deleteExpired(db: Db): Promise<void> {
   await db.execute(sql`select berth_delete_expired()`);

@@ -27,10 +27,15 @@ export const Deployment = z
       .nullable()
       .openapi({ description: "Whose ports it took over, while that is there." }),
     ports: z.array(Port).openapi({ description: "Its container's." }),
-    reason: z.string().nullable().openapi({
-      description: "A code, when it failed, such as `not_healthy`; the container before goes on serving.",
-      example: null,
-    }),
+    reason: z
+      .string()
+      .nullable()
+      .openapi({
+        description:
+          "A code, when it failed, such as `not_healthy`; the container before goes on serving. Of one that succeeded: " +
+          "`host_unavailable`, when the host went away with the switch and leads the ports there when it is back.",
+        example: null,
+      }),
     detail: z.string().nullable().openapi({ description: "The reason in words, with the last lines of the log." }),
     createdAt: z.iso.datetime(),
     finishedAt: z.iso.datetime().nullable(),

@@ -85,16 +85,29 @@ async function deployed(digest: string): Promise<unknown> {
   return result;
 }
 
-test("it makes the container there, leads the ports of the one before to it, and has that one removed", async () => {
+/** Has the home do something each time that it is woken, once after the other. */
+function atHome(work: () => Promise<void>): { failures: unknown[]; end: () => Promise<void> } {
   const failures: unknown[] = [];
-  let served = Promise.resolve();
+  let done = Promise.resolve();
   const unsubscribe = wakeups.subscribe(topics.host(home.id), () => {
-    served = served.then(serve).catch((error: unknown) => void failures.push(error));
+    done = done.then(work).catch((error: unknown) => void failures.push(error));
   });
-  const ports = () =>
-    database.owner<
-      { containerId: string; hostPort: number; status: string }[]
-    >`select container_id as "containerId", host_port as "hostPort", status from ports`;
+  return {
+    failures,
+    end: () => {
+      unsubscribe();
+      return done;
+    },
+  };
+}
+
+const ports = () =>
+  database.owner<
+    { containerId: string; hostPort: number; status: string }[]
+  >`select container_id as "containerId", host_port as "hostPort", status from ports`;
+
+test("it makes the container there, leads the ports of the one before to it, and has that one removed", async () => {
+  const serving = atHome(serve);
   const first = (await deployed("sha256:1")) as { containerId: string };
   expect(first).toMatchObject({ status: "succeeded" });
   const [port] = await ports();
@@ -102,13 +115,40 @@ test("it makes the container there, leads the ports of the one before to it, and
 
   const second = (await deployed("sha256:2")) as { containerId: string };
   expect(second).toMatchObject({ status: "succeeded" });
-  await served;
+  await serving.end();
   expect([...(await ports())]).toEqual([
     { containerId: second.containerId, hostPort: port?.hostPort, status: "active" },
   ]);
   const containers =
     await database.owner`select id, host_id as "hostId", name from containers where wanted <> 'removed'`;
   expect([...containers]).toEqual([{ id: second.containerId, hostId: home.id, name: "web" }]);
-  expect(failures).toEqual([]);
-  unsubscribe();
+  expect(serving.failures).toEqual([]);
+});
+
+test("it does not wait for ever for a host that goes away with the switch, which does all of it when it is back", async () => {
+  const { owner } = database;
+  const before = (await ports())[0]?.containerId;
+  // As of a host that is away: from the switch on it does nothing, and time passes.
+  const away = atHome(async () => {
+    const switched = await owner`
+      update deployments set moved_at = now() - interval '6 minutes'
+      where finished_at is null and status = 'switching' or finished_at > now() - interval '1 minute' and reason is not null
+      returning pg_notify('berth', id)`;
+    if (switched.length === 0) await serve();
+  });
+  const { containerId } = (await deployed("sha256:3")) as { containerId: string };
+  await away.end();
+  expect(away.failures).toEqual([]);
+  const [told] = await owner`select status, reason, detail from deployments where container_id = ${containerId}`;
+  expect(told).toMatchObject({ status: "succeeded", reason: "host_unavailable" });
+  expect(await ports()).toMatchObject([{ containerId, status: "pending" }]);
+  const left = () => owner`select id, wanted from containers where host_id = ${home.id} order by created_at`;
+  expect(await left()).toMatchObject([
+    { id: before, wanted: "removed" },
+    { id: containerId, wanted: "running" },
+  ]);
+
+  await serve();
+  expect(await ports()).toMatchObject([{ containerId, status: "active" }]);
+  expect(await left()).toMatchObject([{ id: containerId }]);
 });

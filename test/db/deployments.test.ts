@@ -7,6 +7,7 @@ import { claimJobs, settleJobs } from "../../src/db/leases.ts";
 import * as schema from "../../src/db/schema.ts";
 import { transact } from "../../src/db/scope.ts";
 import { deleteSource } from "../../src/db/sources.ts";
+import { deleteExpired } from "../../src/db/upkeep.ts";
 import { openHost } from "../support/host.ts";
 import { createDatabase, type TestDatabase } from "../support/postgres.ts";
 
@@ -98,9 +99,11 @@ describe("a build that is settled", () => {
 });
 
 describe("a deployment's job that is settled", () => {
-  const settle = async (status: string, outcome: JobOutcome) => {
+  const settle = async (status: string, outcome: JobOutcome, containerId: string | null = null) => {
     await (await build()).settle();
-    await database.owner`update deployments set status = ${status} where source_id = ${sourceId} and status = 'pending'`;
+    await database.owner`
+      update deployments set status = ${status}, container_id = ${containerId}
+      where source_id = ${sourceId} and status = 'pending'`;
     const [job] = await claimJobs(worker, hostId, { kinds: { deploy: 1 }, suspect: true });
     if (job === undefined) throw new Error("nothing to claim");
     await settleJobs(worker, [{ job, outcome }]);
@@ -109,7 +112,11 @@ describe("a deployment's job that is settled", () => {
 
   test("ends the deployment with its reason, unless the ports lead to it already", async () => {
     expect(await settle("starting", failed)).toMatchObject({ status: "failed", reason: "not_healthy" });
-    expect(await settle("switching", failed)).toMatchObject({ status: "succeeded", reason: null });
+    const [before, now] = [await container(), await container()];
+    await database.owner`update deployments set status = 'succeeded', container_id = ${before}`;
+    expect(await settle("switching", failed, now)).toMatchObject({ status: "succeeded", reason: null });
+    // Nothing leads to the one before any more.
+    expect([await wanted(before), await wanted(now)]).toEqual(["stopped", "running"]);
   });
 
   test("leaves it open when it is to be tried again", async () => {
@@ -118,16 +125,49 @@ describe("a deployment's job that is settled", () => {
   });
 });
 
-describe("a source that is removed during its deployment", () => {
-  const container = async (sql: postgres.Sql | postgres.TransactionSql = database.owner) => {
-    const id = newId("container");
-    await sql`
-      insert into containers (id, project_id, host_id, name, spec, image_reference, cpus, memory, pids, disk, wanted)
-      values (${id}, ${projectId}, ${hostId}, ${id.slice(4)}, '{}', 'web:1', 1, 1, 1, 1, 'running')`;
+const container = async (sql: postgres.Sql | postgres.TransactionSql = database.owner) => {
+  const id = newId("container");
+  await sql`
+    insert into containers (id, project_id, host_id, name, spec, image_reference, cpus, memory, pids, disk, wanted)
+    values (${id}, ${projectId}, ${hostId}, ${id.slice(4)}, '{}', 'web:1', 1, 1, 1, 1, 'running')`;
+  return id;
+};
+
+const wanted = async (id: string) =>
+  (await database.owner<{ wanted: string }[]>`select wanted from containers where id = ${id}`)[0]?.wanted;
+
+describe("deployments that have ended", () => {
+  /** One that was made, and has ended unless it is on its way, so many days ago. */
+  const past = async (status: string, days: number, containerId: string | null = null) => {
+    const id = newId("deployment");
+    await database.owner`
+      insert into deployments (id, project_id, source_id, image_digest, template, status, container_id, created_at, finished_at)
+      select ${id}, ${projectId}, ${sourceId}, 'sha256:x', '{}', ${status}, ${containerId}, made,
+        case when ${status} in ('succeeded', 'failed') then made end
+      from (select now() - make_interval(days => ${days}) as made) then_`;
     return id;
   };
-  const wanted = async (id: string) =>
-    (await database.owner<{ wanted: string }[]>`select wanted from containers where id = ${id}`)[0]?.wanted;
+
+  test("are deleted after 7 days, but for the source's last and those whose container is there", async () => {
+    const gone = [await past("succeeded", 30), await past("failed", 20)];
+    const kept = [
+      // Its container failed and is kept for its log, until the next deployment removes it.
+      await past("failed", 15, await container()),
+      await past("succeeded", 10),
+      await past("failed", 6),
+      await past("switching", 9),
+    ];
+    gone.push(await past("failed", 8));
+    const left = async () => (await deployments()).map(({ id }) => id).sort();
+    expect(await left()).toEqual([...gone, ...kept].sort());
+    for (const each of ["first", "again"]) {
+      await deleteExpired(drizzle(worker, { schema }));
+      expect(await left(), each).toEqual([...kept].sort());
+    }
+  });
+});
+
+describe("a source that is removed during its deployment", () => {
   const remove = () => transact(database.api, { projectId }, (tx) => deleteSource(tx, projectId, sourceId));
   const place = async (status: string, containerId: string, sql: postgres.Sql | postgres.TransactionSql) =>
     sql`update deployments set status = ${status}, container_id = ${containerId}

@@ -29,7 +29,7 @@ const rights: Record<string, Partial<Record<"SELECT" | "INSERT" | "UPDATE" | "DE
   deployments: {
     SELECT: all,
     INSERT: "id project_id source_id build_id job_id image_digest template",
-    UPDATE: "status container_id previous_container_id reason detail finished_at",
+    UPDATE: "status container_id previous_container_id reason detail finished_at moved_at",
   },
   events: { SELECT: all, INSERT: "project_id type subject_id data" },
   hosts: {

@@ -2807,7 +2807,7 @@ export interface components {
             /** @description Its container's. */
             ports: components["schemas"]["Port"][];
             /**
-             * @description A code, when it failed, such as `not_healthy`; the container before goes on serving.
+             * @description A code, when it failed, such as `not_healthy`; the container before goes on serving. Of one that succeeded: `host_unavailable`, when the host went away with the switch and leads the ports there when it is back.
              * @example null
              */
             reason: string | null;

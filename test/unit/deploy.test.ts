@@ -126,11 +126,25 @@ describe("a deployment", () => {
     expect(step({ container: container({ health: "healthy" }) })).toBe("switch");
     expect(step({ status: "switching", container: container({ pendingPorts: 1 }) })).toBe("wait");
     expect(step({ status: "switching" })).toBe("finish");
-    const before = (status: "running" | "exited") => [{ wanted: "stopped" as const, status }];
+    const before = (status: "running" | "exited") => [{ wanted: "stopped" as const, status, stopTimeoutSeconds: 10 }];
     expect(step({ status: "succeeded", others: before("running") })).toBe("wait");
     expect(step({ status: "succeeded", others: before("exited") })).toBe("remove");
     expect(step({ status: "succeeded" })).toBe("done");
     expect(step({ status: "failed" })).toBe("done");
+  });
+
+  test("waits a while for a host that is away: for the ports, and for the end of the one before", () => {
+    const unapplied = { status: "switching", container: container({ pendingPorts: 1 }) } as const;
+    expect(step({ ...unapplied, ageMs: 4 * 60_000 })).toBe("wait");
+    expect(nextDeployStep(view({ ...unapplied, ageMs: 6 * 60_000 }))).toEqual({ step: "finish", confirmed: false });
+    expect(nextDeployStep(view({ status: "switching" }))).toEqual({ step: "finish", confirmed: true });
+
+    const ending = [{ wanted: "stopped", status: "running", stopTimeoutSeconds: 600 } as const];
+    expect(step({ status: "succeeded", others: ending, ageMs: 14 * 60_000 })).toBe("wait");
+    const late = view({ status: "succeeded", others: ending, ageMs: 16 * 60_000 });
+    expect(nextDeployStep(late)).toEqual({ step: "remove", overdue: true });
+    const again = [{ wanted: "running", status: "running", stopTimeoutSeconds: 10 } as const];
+    expect(step({ status: "succeeded", others: again, ageMs: 16 * 60_000 })).toBe("done");
   });
 
   test("waits for another one's switch, and without a health check for a second of running", () => {

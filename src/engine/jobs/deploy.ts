@@ -59,11 +59,12 @@ export const deploy: JobHandler = async (job, services, signal) => {
           break;
         case "finish":
           await taking(services, job, run, async (tx) => {
-            if (await moveDeployment(tx, run, { status: "succeeded" })) await stopEarlier(tx, run);
+            const doubt = step.confirmed ? {} : { doubt: unconfirmed() };
+            if (await moveDeployment(tx, run, { status: "succeeded", ...doubt })) await stopEarlier(tx, run);
           });
           break;
         case "remove":
-          await taking(services, job, run, (tx) => removeEarlier(tx, run));
+          await taking(services, job, run, (tx) => removeEarlier(tx, run, step.overdue));
           break;
         case "wait":
           await changes.next(step.atMostMs, signal);
@@ -115,6 +116,13 @@ async function switchOver(tx: Tx, run: DeploymentRun): Promise<void> {
   if (before !== null) await touchContainer(tx, before.containerId);
   await wake(tx, topics.host(hostId));
 }
+
+/** What is said of a deployment whose host went away with the switch. */
+const unconfirmed = () =>
+  new BerthError(
+    "host_unavailable",
+    "The ports are its container's, but its host has not said that it leads them there; it does when it is back.",
+  );
 
 /** Why the new container does not serve, with what it said last. */
 async function failure(

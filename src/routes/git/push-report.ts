@@ -15,8 +15,8 @@ export interface UpdatedRef {
   commit: string | null;
 }
 
-/** Prints a line on the pusher's terminal, behind git's `remote: `. */
-export type Print = (line: string) => Promise<void>;
+/** Prints a line, or several, on the pusher's terminal, each behind git's `remote: `. */
+export type Print = (text: string) => Promise<void>;
 
 const pollMs = 1_000;
 
@@ -63,7 +63,9 @@ async function followBuild(
   const build = await findBuild(sql, scope, buildId);
   if (signal.aborted || build === null) return;
   if (build.status !== "succeeded") {
-    await print(build.error === null ? `The build was ${build.status}.` : `The build failed: ${failure(build.error)}`);
+    await print(
+      build.error === null ? `The build was ${build.status}.` : `The build failed: ${failureText(build.error)}`,
+    );
     await goesOn(services, pushed, source, print);
     return;
   }
@@ -76,8 +78,16 @@ async function followBuild(
   else await followDeployment(services, pushed, source, deployment, print, signal);
 }
 
-const failure = ({ line, instruction, message }: ShownError) =>
-  `${line === undefined ? "" : `Dockerfile line ${line}: `}${instruction === undefined ? "" : `${instruction}: `}${message}`;
+/** Why a build failed, where and at what: once each, for a message may say them itself. */
+export function failureText({ line, column, instruction, message }: ShownError): string {
+  // A message that has a column begins with both.
+  const where = line === undefined || column !== undefined ? "" : `Dockerfile line ${line}: `;
+  if (instruction === undefined) return `${where}${message}`;
+  const quoted = `\`${instruction}\``;
+  return message.startsWith(quoted)
+    ? `${where}${instruction}${message.slice(quoted.length)}`
+    : `${where}${instruction}: ${message}`;
+}
 
 async function followDeployment(
   services: Services,
@@ -113,13 +123,14 @@ async function tellDeployment(
 ): Promise<void> {
   if (row.status === "starting") await print(`Starting it (${row.id})`);
   if (row.status === "failed") {
-    for (const line of `Not deployed: ${row.detail ?? row.reason ?? ""}`.split("\n")) await print(line);
+    await print(`Not deployed: ${row.detail ?? row.reason ?? ""}`);
     await goesOn(services, pushed, source, print);
   }
   if (row.status === "succeeded") {
     const tcp = row.ports.filter(({ protocol }) => protocol === "tcp");
     if (tcp.length === 0) await print(`${source.name} runs; it has no TCP port.`);
     for (const port of tcp) await print(`${source.name} is at ${urlOf(port)}`);
+    if (row.detail !== null) await print(row.detail);
   }
 }
 

@@ -27,9 +27,9 @@ export async function attendPush(
   const updated = await readUpdates(channel);
   received();
   if (updated === null) return;
-  const print = async (line: string) => {
+  const print = async (text: string) => {
     if (signal.aborted || channel.destroyed) return;
-    if (channel.write(`${printable(line)}\n`)) return;
+    if (channel.write(`${text.split("\n").map(printable).join("\n")}\n`)) return;
     await anyEvent(channel, "drain", "close");
   };
   try {
