@@ -6,11 +6,11 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { newId } from "../../src/core/ids.ts";
 import { tokenHash } from "../../src/core/keys.ts";
+import { freePort } from "../support/ownership.ts";
 import { createDatabase, startPostgres } from "../support/postgres.ts";
 import { Client } from "./http.ts";
 import { quantile, type Row } from "./table.ts";
 
-const port = 17_171;
 const clients = 8;
 const seconds = 4;
 const root = new URL("../..", import.meta.url).pathname;
@@ -22,6 +22,7 @@ export async function measureApi(): Promise<Row[]> {
   const dataDir = await mkdtemp(join(tmpdir(), "berth-bench-api-"));
   const [projectId, token] = [newId("project"), "berth_bench_token_of_the_project"];
   const { owner } = database;
+  const port = freePort();
   await owner`
     insert into projects (id, name, max_containers, max_cpus) values (${projectId}, 'bench', 1000000, 1000000)`;
   await owner`

@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { mkdtemp, readdir, readFile, readlink, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, readlink } from "node:fs/promises";
 import { basename } from "node:path";
 import type { Readable } from "node:stream";
 import { readConfig } from "../../src/config.ts";
+import { claimPorts, freePort, Owned } from "../support/ownership.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
 
@@ -21,22 +22,25 @@ export interface Berth extends Engine {
 }
 
 /**
- * Berth as `npm start` runs it, with a data directory, a port and a port range of its own.
+ * Berth as `npm start` runs it, with a data directory, a port and a hundred ports to publish of its own.
  * @param registry `address:port` of the registry that it may reach
  */
-export async function startBerth(port: number, registry: string): Promise<Berth> {
+export async function startBerth(registry: string): Promise<Berth> {
   const dataDir = await mkdtemp("/var/lib/berth-bench-");
+  const port = freePort();
+  const { first, last } = claimPorts();
   const env = {
     ...process.env,
     BERTH_DATA_DIR: dataDir,
     BERTH_LISTEN: `127.0.0.1:${String(port)}`,
-    BERTH_PORT_RANGE: "18000-18999",
+    BERTH_PORT_RANGE: `${first}-${last}`,
     BERTH_DEMO: "0",
     BERTH_HOST_NAME: "bench",
     BERTH_INSECURE_REGISTRIES: registry,
     BERTH_OUTBOUND_ALLOW: `${registry.slice(0, registry.indexOf(":"))}/32`,
   };
-  const { runDir } = readConfig(env);
+  const { instance, runDir, runtime } = readConfig(env);
+  const owned = Owned.record({ directory: dataDir, sandboxes: { instance, runDir, dataDir, runtime } });
   const server = spawn(process.execPath, [`${root}src/main.ts`], { env, stdio: ["ignore", "pipe", "inherit"] });
   await ready(server);
   const token = (await readFile(`${dataDir}/token`, "utf8")).trim();
@@ -96,7 +100,7 @@ export async function startBerth(port: number, registry: string): Promise<Berth>
       await new Promise((resolve) => server.once("exit", resolve));
       const down = spawn(process.execPath, [`${root}src/down.ts`], { env, stdio: "ignore" });
       await new Promise((resolve) => down.once("exit", resolve));
-      await rm(dataDir, { recursive: true, force: true });
+      await owned.remove();
     },
   };
 }

@@ -1,7 +1,8 @@
 import { execFile } from "node:child_process";
-import { mkdir, mkdtemp, rm, symlink } from "node:fs/promises";
+import { mkdir, mkdtemp, symlink } from "node:fs/promises";
 import { promisify } from "node:util";
 import { startDockerd } from "../support/dockerd.ts";
+import { claimNumber, Owned } from "../support/ownership.ts";
 import { pidsNaming } from "./berth.ts";
 import type { Engine } from "./engine.ts";
 import { Client } from "./http.ts";
@@ -32,9 +33,10 @@ export interface Docker extends Engine {
 export async function startDocker(peer: Peer): Promise<Docker> {
   const dir = await mkdtemp("/var/lib/berth-bench-docker-");
   const netns = `bench${String(process.pid)}`;
+  const owned = Owned.record({ directory: dir, networkNamespace: netns });
   await run("ip", ["netns", "add", netns]);
   await run("ip", ["-n", netns, "link", "set", "lo", "up"]);
-  const subnet = `10.213.${String(process.pid % 256)}`;
+  const subnet = `10.213.${claimNumber("bench-subnet", 256)}`;
   const veth = `bench${String(process.pid)}`;
   await run("ip", ["link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", netns]);
   await run("ip", ["address", "add", `${subnet}.1/30`, "dev", veth]);
@@ -43,13 +45,9 @@ export async function startDocker(peer: Peer): Promise<Docker> {
   await run("ip", ["-n", netns, "link", "set", "eth0", "up"]);
   const enter = ["nsenter", `--net=/run/netns/${netns}`, ...peer.dockerd];
   const env = await environment(peer, dir);
-  const clean = async () => {
-    await run("ip", ["netns", "del", netns]);
-    await rm(dir, { recursive: true, force: true });
-  };
   const daemon = await startDockerd(dir, [...enter, "--insecure-registry", `${subnet}.0/30`], env).catch(
     async (error: unknown) => {
-      await clean();
+      await owned.remove();
       throw error;
     },
   );
@@ -106,7 +104,7 @@ export async function startDocker(peer: Peer): Promise<Docker> {
     async close() {
       api.close();
       await daemon.stop();
-      await clean();
+      await owned.remove();
     },
   };
 }

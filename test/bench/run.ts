@@ -1,4 +1,5 @@
 import { access } from "node:fs/promises";
+import { removeKilled } from "../support/ownership.ts";
 import { startRegistry, type TestRegistry } from "../support/registry.ts";
 import { measureApi } from "./api.ts";
 import { type Berth, startBerth } from "./berth.ts";
@@ -60,6 +61,7 @@ const hasRegistry = await access("/usr/bin/docker-registry").then(
   () => true,
   () => false,
 );
+await removeKilled();
 // Without the engines, and before them: these have no container engine as their peer.
 if (wanted("jobs"))
   for (const { peer, rows } of await measureJobs()) console.log(`${formatTable(rows, "Berth", peer)}\n`);
@@ -73,7 +75,7 @@ if (!ofEngines.some(wanted)) process.exit(0);
 try {
   if (peer !== null) docker = await startDocker(peer);
   if (hasRegistry) registry = await startRegistry(null, docker?.hostAddress);
-  berth = await startBerth(17070, registry?.host ?? "127.0.0.1:5000");
+  berth = await startBerth(registry?.host ?? "127.0.0.1:5000");
   const rows: Row[] = [];
   if (wanted("starts")) rows.push(...(await starts(berth, docker)));
   if (wanted("rebuilds")) rows.push(...(await measureRebuilds(berth, docker)));
