@@ -30,13 +30,25 @@ export function bundle(/** @type {string} */ directory, /** @type {string} */ no
       rmSync(fresh, { recursive: true, force: true });
       return `bundling failed: ${failure}`;
     }
-    if (!existsSync(directory)) renameSync(fresh, directory);
+    settle(fresh, directory);
+    // Another start may take one away meanwhile.
+    const age = (/** @type {string} */ path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0;
     const old = readdirSync(home)
       .map((name) => join(home, name))
-      .sort((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
+      .sort((a, b) => age(b) - age(a));
     for (const path of old.slice(kept)) rmSync(path, { recursive: true, force: true });
     return null;
   });
+}
+
+/** Puts a bundle in its place, unless another start has put its own there. */
+function settle(/** @type {string} */ fresh, /** @type {string} */ directory) {
+  try {
+    renameSync(fresh, directory);
+  } catch (error) {
+    rmSync(fresh, { recursive: true, force: true });
+    if (!existsSync(directory)) throw error;
+  }
 }
 
 /** Whether this process may write bundles; without them the sources run, only slower to start. */
