@@ -20,15 +20,18 @@ export async function findManifest(
   return row ?? null;
 }
 
-/** Whether an image of the project's repository has this blob: its manifest, its config or a layer. */
+/** Whether an image of the project's repository has this blob (its manifest, its config or a layer), or the project has sent it. */
 export async function hasBlob(sql: Sql, scope: Scope, repository: string, digest: string): Promise<boolean> {
+  const { projectId } = scope;
   const rows = await read(
     sql,
     scope,
-    sql`select from tags t join images i using (project_id, digest)
-      where t.project_id = ${scope.projectId} and t.repository = ${repository}
+    sql`(select from tags t join images i using (project_id, digest)
+      where t.project_id = ${projectId} and t.repository = ${repository}
         and (i.digest = ${digest} or i.manifest->'config'->>'digest' = ${digest}
-          or i.layers @> ${JSON.stringify([{ digest }])}::text::jsonb) limit 1`,
+          or i.layers @> ${JSON.stringify([{ digest }])}::text::jsonb) limit 1)
+      union all
+      (select from uploaded_blobs where project_id = ${projectId} and digest = ${digest} and at > now() - interval '1 day')`,
   );
   return rows.length > 0;
 }

@@ -2,6 +2,7 @@ import { BerthError } from "../core/errors.ts";
 import type { BlobStore } from "./blobs.ts";
 import { type LayerEntry, noXattrs } from "./layer-entry.ts";
 import { type Descriptor, type ImageManifest, mediaTypes, parseManifest } from "./manifest.ts";
+import { writeTar } from "./tar-write.ts";
 
 /** An image to be archived, and the names that it is to have. */
 export interface ImageToArchive {
@@ -18,18 +19,18 @@ interface Found {
 
 /**
  * The images as one archive: an OCI layout (image-layout.md) that is in Docker's form as well, so that `docker load`, `podman
- * load` and skopeo take it. Returns its entries; every blob is known to be there then. The same images give the same bytes.
+ * load` and skopeo take it. Returns a tar; every blob is known to be there then. The same images give the same bytes.
  * @throws BerthError `blob_store_error` when a blob is gone
  */
 export async function writeImageArchive(
   images: readonly ImageToArchive[],
   blobs: BlobStore,
-): Promise<Iterable<LayerEntry>> {
+): Promise<AsyncGenerator<Uint8Array, void>> {
   const found = await Promise.all(images.map((image) => findImage(image, blobs)));
   const needed = found.flatMap(({ manifest, descriptor }) => [descriptor, manifest.config, ...manifest.layers]);
   const distinct = [...new Map(needed.map((one) => [one.digest, one])).values()];
   await Promise.all(distinct.map(({ digest }) => requireBlob(digest, blobs)));
-  return entries(found, distinct, blobs);
+  return writeTar(entries(found, distinct, blobs));
 }
 
 function* entries(found: readonly Found[], needed: readonly Descriptor[], blobs: BlobStore): Generator<LayerEntry> {

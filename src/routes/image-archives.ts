@@ -8,7 +8,6 @@ import { appendEvent } from "../db/events.ts";
 import { findImage, insertImage, putTag } from "../db/images.ts";
 import { type ArchivedImage, readImageArchive } from "../image/archive-read.ts";
 import { writeImageArchive } from "../image/archive-write.ts";
-import { writeTar } from "../image/tar-write.ts";
 import type { App, Request, Services } from "./context.ts";
 import { heldStream } from "./held-stream.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
@@ -107,8 +106,8 @@ export function addImageArchives(app: App, services: Services): void {
       if (reference !== null && reference.digest === null) image.names.push(formatReference(reference));
       images.set(digest, image);
     }
-    const entries = await writeImageArchive([...images.values()], services.blobs);
-    return heldStream(services, c, tar, () => writeTar(entries));
+    const archive = await writeImageArchive([...images.values()], services.blobs);
+    return heldStream(services, c, tar, () => archive);
   });
 
   app.openapi(load, async (c) => {

@@ -1,5 +1,5 @@
 import type { MiddlewareHandler } from "hono";
-import { BerthError, type ErrorCode } from "../core/errors.ts";
+import { BerthError } from "../core/errors.ts";
 import { digestPattern } from "../core/reference.ts";
 import { allows } from "../core/roles.ts";
 import { findManifest, hasBlob, repositoryTags } from "../db/registry-reads.ts";
@@ -9,19 +9,15 @@ import type { App, Env, Request, Services } from "./context.ts";
 import { heldStream } from "./held-stream.ts";
 import { notFound } from "./parameters.ts";
 import { asBerthError } from "./problem.ts";
+import { registryProblem, unknown } from "./registry-errors.ts";
+import { addRegistryPush } from "./registry-push.ts";
 
-/** Codes of the distribution specification ("Error Codes"); for what is wrong otherwise it has none but `UNSUPPORTED`. */
-const codes: Partial<Record<ErrorCode, string>> = {
-  unauthorized: "UNAUTHORIZED",
-  forbidden: "DENIED",
-  too_many_requests: "TOOMANYREQUESTS",
-};
 const maxTags = 1000;
 const allTags = 100;
 
 /**
- * `/v2`: the project's images as an OCI registry to pull from (distribution spec v1.1): `docker pull HOST/PROJECT/web:1`. The
- * user of a login can be anything, its password is a token. Nothing is pushed here: images are built, loaded or pulled.
+ * `/v2`: the project's images as an OCI registry (distribution spec v1.1): `docker pull HOST/PROJECT/web:1`. The user of a
+ * login can be anything, its password is a token.
  */
 export function addRegistry(app: App, services: Services): void {
   const { sql } = services;
@@ -35,14 +31,16 @@ export function addRegistry(app: App, services: Services): void {
     c.set("principal", principal);
     c.set("project", project);
     c.set("scope", scope);
-    if (!allows(principal.role, "viewer")) throw new BerthError("forbidden", "This needs the role viewer.");
+    const role = isRead(c.req.method) ? "viewer" : "deployer";
+    if (!allows(principal.role, role)) throw new BerthError("forbidden", `This needs the role ${role}.`);
     await next();
   };
 
   const v2 = "/v2/:project/:repository{.+}";
   const inProject = [`${v2}/manifests/:reference`, `${v2}/blobs/:digest`, `${v2}/tags/list`] as const;
+  const uploads = [`${v2}/blobs/uploads/`, `${v2}/blobs/uploads/:upload`];
   for (const path of ["/v2", "/v2/", "/v2/*"]) app.use(path, answered);
-  for (const path of ["/v2", "/v2/", ...inProject]) app.use(path, authenticated);
+  for (const path of ["/v2", "/v2/", ...inProject, ...uploads]) app.use(path, authenticated);
 
   for (const path of ["/v2", "/v2/"]) app.get(path, (c) => c.json({}));
 
@@ -76,37 +74,24 @@ export function addRegistry(app: App, services: Services): void {
     }
     return c.json({ name: `${project}/${repository}`, tags: page });
   });
-}
 
-/** A resource that is missing, by the specification's code for its kind. */
-class Unknown extends BerthError {
-  readonly kind: string;
-
-  constructor(kind: string, message: string) {
-    super("not_found", message);
-    this.kind = kind;
-  }
+  addRegistryPush(app, services, v2);
 }
-const unknown = (kind: string, message: string) => new Unknown(kind, message);
 
 /** Answers errors as registries do, and says which protocol is spoken. */
 const answered: MiddlewareHandler<Env> = async (c, next) => {
   c.header("Docker-Distribution-API-Version", "registry/2.0");
   // What is thrown has been logged, and stands in `error`, when this returns.
   await next();
-  const isRead = c.req.method === "GET" || c.req.method === "HEAD";
-  if (!isRead) {
-    const message = "Images are pulled here, and nothing else: build, load or pull them by /v1.";
-    c.res = c.json({ errors: [{ code: "UNSUPPORTED", message }] }, 405);
-    return;
-  }
   if (c.res.status < 400) return;
-  const error = c.error === undefined ? notFound("path") : asBerthError(c.error);
+  const error = c.error === undefined ? noRoute(c.req.method) : asBerthError(c.error);
   if (error.status === 401) c.header("WWW-Authenticate", 'Basic realm="Berth", charset="UTF-8"');
-  const missing = error.code === "not_found" ? "NAME_UNKNOWN" : "UNSUPPORTED";
-  const code = error instanceof Unknown ? error.kind : (codes[error.code] ?? missing);
-  c.res = c.json({ errors: [{ code, message: error.message }] }, error.status as 400);
+  c.res = c.json(registryProblem(error), error.status as 400);
 };
+
+const isRead = (method: string) => method === "GET" || method === "HEAD";
+const noRoute = (method: string) =>
+  isRead(method) ? notFound("path") : new BerthError("method_not_allowed", `${method} is not allowed here.`);
 
 /** A blob, or the part of it that the client asks for (RFC 9110, 14.2: one range). */
 async function blob(

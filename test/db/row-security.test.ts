@@ -19,6 +19,7 @@ const tenantTables = [
   "ports",
   "events",
   "idempotency_keys",
+  "uploaded_blobs",
   "sources",
   "source_heads",
   "deliveries",
@@ -33,6 +34,7 @@ beforeAll(async () => {
   for (const p of ["prj_mine", "prj_theirs"]) {
     await owner`insert into images (project_id, digest, media_type, manifest, config, layers, size_bytes) values (${p}, 'd', 'm', '{}', '{}', '[]', 1)`;
     await owner`insert into tags (project_id, repository, tag, digest) values (${p}, 'web', '1', 'd')`;
+    await owner`insert into uploaded_blobs (project_id, digest, size_bytes) values (${p}, 'd', 1)`;
     await owner`insert into jobs (id, project_id, kind, payload) values (${`job_${p}`}, ${p}, 'build', '{}')`;
     await owner`insert into builds (id, project_id, job_id, request) values (${`bld_${p}`}, ${p}, ${`job_${p}`}, '{}')`;
     await owner`insert into build_logs (build_id, project_id, seq, step, stream, text) values (${`bld_${p}`}, ${p}, 1, 1, 'stdout', 'x')`;

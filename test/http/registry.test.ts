@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { neededBlobs } from "../../src/db/unneeded-blobs.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { createApi, type TestApi, type TestProject } from "../support/api.ts";
 import { collect, entry, sha256 } from "../support/image.ts";
@@ -35,13 +36,21 @@ afterAll(() => api.close());
 
 const basic = (token: string) => `Basic ${Buffer.from(`anybody:${token}`).toString("base64")}`;
 
-async function ask(
-  path: string,
-  options: { method?: string; token?: string | null; headers?: Record<string, string> } = {},
-) {
-  const { method = "GET", token = acme.tokens.viewer, headers = {} } = options;
+interface Asked {
+  method?: string;
+  token?: string | null;
+  headers?: Record<string, string>;
+  body?: Uint8Array;
+}
+
+async function ask(path: string, options: Asked = {}) {
+  const { method = "GET", token = acme.tokens.viewer, headers = {}, body } = options;
   const authorization = token === null ? {} : { authorization: basic(token) };
-  const response = await api.app.request(path, { method, headers: { ...authorization, ...headers } });
+  const response = await api.app.request(path, {
+    method,
+    headers: { ...authorization, ...headers },
+    ...(body === undefined ? {} : { body: new Uint8Array(body) }),
+  });
   const bytes = Buffer.from(await response.arrayBuffer());
   const problem = () => (JSON.parse(bytes.toString()) as { errors: { code: string }[] }).errors[0]?.code;
   return { status: response.status, headers: response.headers, bytes, problem };
@@ -138,15 +147,211 @@ describe("the registry", () => {
     expect((await ask("/v2/acme/web/manifests/1", { token: api.operator })).status).toBe(200);
   });
 
-  test("takes nothing in, and says what does", async () => {
+  test("lets who may only look push nothing, and nobody what is not of the protocol", async () => {
     for (const [method, path] of [
-      ["POST", "/v2/acme/web/blobs/uploads/"],
-      ["PUT", "/v2/acme/web/manifests/1"],
-      ["DELETE", "/v2/acme/web/manifests/1"],
+      ["POST", "web/blobs/uploads/"],
+      ["PATCH", "web/blobs/uploads/x"],
+      ["PUT", "web/manifests/1"],
     ] as const) {
-      const { status, bytes } = await ask(path, { method });
-      expect([status, bytes.toString()]).toEqual([405, expect.stringContaining("pulled here")]);
+      const { status, problem } = await ask(`/v2/acme/${path}`, { method });
+      expect([status, problem()], path).toEqual([403, "DENIED"]);
     }
-    expect((await ask("/v2/acme/web/manifests/1")).status).toBe(200);
+    const { status, problem } = await ask("/v2/acme/web/manifests/1", {
+      method: "DELETE",
+      token: acme.tokens.deployer,
+    });
+    expect([status, problem()]).toEqual([405, "UNSUPPORTED"]);
+  });
+});
+
+describe("pushing", () => {
+  const token = () => acme.tokens.deployer;
+  const send = (method: string, path: string, body?: Uint8Array, headers: Record<string, string> = {}) =>
+    ask(path, { method, token: token(), headers, ...(body === undefined ? {} : { body }) });
+  const types = {
+    manifest: "application/vnd.oci.image.manifest.v1+json",
+    index: "application/vnd.oci.image.index.v1+json",
+    config: "application/vnd.oci.image.config.v1+json",
+    layer: "application/vnd.oci.image.layer.v1.tar",
+  };
+  const descriptor = (mediaType: string, bytes: Buffer) => ({ mediaType, digest: sha256(bytes), size: bytes.length });
+
+  async function sendBlob(bytes: Buffer, repository = "pushed"): Promise<void> {
+    const { headers } = await send("POST", `/v2/acme/${repository}/blobs/uploads/`);
+    const done = await send("PUT", `${headers.get("location") ?? ""}&digest=${sha256(bytes)}`, bytes);
+    expect(done.status).toBe(201);
+  }
+
+  /** A config, a layer and the manifest that names them; `sent`: both blobs are. */
+  async function image(text: string, { architecture = "amd64", sent = true } = {}) {
+    const layerBytes = await collect(writeTar([entry("f", { content: text })]));
+    const document = {
+      architecture,
+      os: "linux",
+      config: {},
+      rootfs: { type: "layers", diff_ids: [sha256(layerBytes)] },
+    };
+    const config = Buffer.from(JSON.stringify(document));
+    if (sent) for (const bytes of [layerBytes, config]) await sendBlob(bytes);
+    const layers = [descriptor(types.layer, layerBytes)];
+    const manifest = { schemaVersion: 2, mediaType: types.manifest, config: descriptor(types.config, config), layers };
+    return { layer: layerBytes, config, manifest: Buffer.from(JSON.stringify(manifest)) };
+  }
+
+  const putManifest = (path: string, bytes: Buffer, type = types.manifest) =>
+    send("PUT", `/v2/acme/${path}`, bytes, { "content-type": type });
+
+  test("takes blobs at once, in one stream and in pieces, and the manifest that names them", async () => {
+    const { layer: bytes, config, manifest } = await image("pieces", { sent: false });
+    const at = "/v2/acme/pushed/blobs/uploads/";
+    // At once.
+    const whole = await send("POST", `${at}?digest=${sha256(config)}`, config);
+    expect([whole.status, whole.headers.get("location")]).toEqual([201, `/v2/acme/pushed/blobs/${sha256(config)}`]);
+    // In pieces, each of which tells where it begins.
+    const begun = await send("POST", at);
+    expect([begun.status, begun.headers.get("range")]).toEqual([202, "0-0"]);
+    const half = bytes.length / 2;
+    let next = begun.headers.get("location") ?? "";
+    for (const [start, end] of [
+      [0, half],
+      [half, bytes.length],
+    ] as const) {
+      const wrong = await send("PATCH", next, bytes.subarray(start, end), {
+        "content-range": `${String(start + 1)}-${String(end)}`,
+      });
+      expect([wrong.status, wrong.problem()]).toEqual([416, "BLOB_UPLOAD_INVALID"]);
+      const range = { "content-range": `${String(start)}-${String(end - 1)}` };
+      const piece = await send("PATCH", next, bytes.subarray(start, end), range);
+      expect([piece.status, piece.headers.get("range")]).toEqual([202, `0-${String(end - 1)}`]);
+      next = piece.headers.get("location") ?? "";
+      expect((await send("GET", next)).headers.get("range")).toBe(`0-${String(end - 1)}`);
+    }
+    const other = await send("PUT", `${next}&digest=${sha256(config)}`);
+    expect([other.status, other.problem()]).toEqual([400, "DIGEST_INVALID"]);
+    expect((await send("PUT", `${next}&digest=${sha256(bytes)}`)).status).toBe(201);
+    expect((await send("HEAD", `/v2/acme/pushed/blobs/${sha256(bytes)}`)).status).toBe(200);
+
+    const put = await putManifest("pushed/manifests/1", manifest);
+    expect([put.status, put.headers.get("docker-content-digest")]).toEqual([201, sha256(manifest)]);
+    expect((await ask("/v2/acme/pushed/manifests/1")).bytes.equals(manifest)).toBe(true);
+    const known = await api.app.request("/v1/images/pushed%3A1", { headers: { authorization: `Bearer ${token()}` } });
+    expect(await known.json()).toMatchObject({
+      digest: sha256(manifest),
+      tags: ["pushed:1"],
+      layers: [{ diffId: sha256(bytes) }],
+    });
+  });
+
+  test("gives nobody a blob for naming its digest", async () => {
+    const theirs = await image("of another project", { sent: false });
+    const stores = [theirs.layer, theirs.config];
+    for (const bytes of stores) await api.services.blobs.put([bytes], { maxBytes: bytes.length });
+    // The operator sends them to another project: to this one they are as unknown as before.
+    for (const bytes of stores) {
+      const begun = await ask("/v2/other/x/blobs/uploads/", { method: "POST", token: other.tokens.deployer });
+      const location = `${begun.headers.get("location") ?? ""}&digest=${sha256(bytes)}`;
+      expect((await ask(location, { method: "PUT", token: other.tokens.deployer, body: bytes })).status).toBe(201);
+      // Nor does an upload of theirs go on here.
+      const here = location.replace("/v2/other/", "/v2/acme/");
+      expect((await send("PUT", here)).problem()).toBe("BLOB_UPLOAD_UNKNOWN");
+      expect((await send("HEAD", `/v2/acme/pushed/blobs/${sha256(bytes)}`)).status).toBe(404);
+      const mount = await send("POST", `/v2/acme/pushed/blobs/uploads/?mount=${sha256(bytes)}&from=other/x`);
+      expect(mount.status).toBe(202);
+    }
+    const put = await putManifest("pushed/manifests/stolen", theirs.manifest);
+    expect([put.status, put.problem()]).toEqual([404, "MANIFEST_BLOB_UNKNOWN"]);
+    // What it sends itself it may name.
+    for (const bytes of stores) await sendBlob(bytes);
+    expect((await putManifest("pushed/manifests/own", theirs.manifest)).status).toBe(201);
+  });
+
+  test("mounts what another of the project's repositories has", async () => {
+    const { layer: bytes, config, manifest } = await image("mounted");
+    expect((await putManifest("from/manifests/1", manifest)).status).toBe(201);
+    await api.database.owner`delete from uploaded_blobs`;
+    expect((await putManifest("to/manifests/1", manifest)).problem()).toBe("MANIFEST_BLOB_UNKNOWN");
+    for (const blob of [bytes, config]) {
+      const mount = await send("POST", `/v2/acme/to/blobs/uploads/?mount=${sha256(blob)}&from=acme/from`);
+      expect(mount.status).toBe(201);
+    }
+    expect((await putManifest("to/manifests/1", manifest)).status).toBe(201);
+  });
+
+  test("keeps of an index the image for this machine, and what else it names as it came", async () => {
+    const images = [
+      await image("big", { architecture: "s390x" }),
+      await image("ours", { architecture: process.arch === "x64" ? "amd64" : "arm64" }),
+    ];
+    const attestation = Buffer.from(
+      JSON.stringify({
+        ...{
+          schemaVersion: 2,
+          mediaType: types.manifest,
+          config: descriptor(types.config, images[0]?.config ?? Buffer.alloc(0)),
+        },
+        layers: [{ ...descriptor("application/vnd.in-toto+json", Buffer.from("{}")) }],
+      }),
+    );
+    for (const { manifest } of images)
+      expect((await putManifest(`many/manifests/${sha256(manifest)}`, manifest)).status).toBe(201);
+    expect((await putManifest(`many/manifests/${sha256(attestation)}`, attestation)).status).toBe(201);
+    const platforms = ["s390x", process.arch === "x64" ? "amd64" : "arm64"];
+    const manifests = [
+      ...images.map(({ manifest }, i) => ({
+        ...descriptor(types.manifest, manifest),
+        platform: { os: "linux", architecture: platforms[i] },
+      })),
+      { ...descriptor(types.manifest, attestation), platform: { os: "unknown", architecture: "unknown" } },
+    ];
+    const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: types.index, manifests }));
+    expect((await putManifest("many/manifests/1", index, types.index)).status).toBe(201);
+    const ours = images[1]?.manifest ?? Buffer.alloc(0);
+    expect((await ask("/v2/acme/many/manifests/1")).bytes.equals(ours)).toBe(true);
+    // It has a name now, and needs none that only kept it.
+    const [row] = await api.database
+      .owner`select array_agg(tag) as tags from tags where repository = 'many' and digest = ${sha256(ours)}`;
+    expect(row).toEqual({ tags: ["1"] });
+  });
+
+  test("says what is wrong with a manifest, and records nothing of it", async () => {
+    const { manifest, config } = await image("wrong");
+    const text = manifest.toString();
+    const wrong: [string, Buffer, string | undefined, number, string][] = [
+      [`pushed/manifests/sha256:${"0".repeat(64)}`, manifest, undefined, 400, "DIGEST_INVALID"],
+      ["pushed/manifests/w", Buffer.from("no JSON"), undefined, 400, "MANIFEST_INVALID"],
+      ["pushed/manifests/w", manifest, "text/plain", 400, "MANIFEST_INVALID"],
+      [
+        "pushed/manifests/w",
+        Buffer.from(text.replace(`"size":${String(config.length)}`, '"size":1')),
+        undefined,
+        404,
+        "MANIFEST_BLOB_UNKNOWN",
+      ],
+      ["pushed/manifests/w", Buffer.alloc(5 << 20, " "), undefined, 413, "SIZE_INVALID"],
+      ["pushed/manifests/no%20tag", manifest, undefined, 400, "NAME_INVALID"],
+      ["docker.io/library/x/manifests/1", manifest, undefined, 400, "NAME_INVALID"],
+      ["UPPER/manifests/1", manifest, undefined, 400, "NAME_INVALID"],
+    ];
+    const count = async () => (await api.database.owner`select count(*)::int as n from images`)[0]?.["n"] as number;
+    const before = await count();
+    for (const [path, bytes, type, status, code] of wrong) {
+      const put = await putManifest(path, bytes, type);
+      expect([put.status, put.problem()], path).toEqual([status, code]);
+    }
+    expect(await count()).toBe(before);
+  });
+
+  test("keeps what was sent for a day, and no longer", async () => {
+    const bytes = Buffer.from("sent, and named by nothing");
+    await sendBlob(bytes);
+    const { owner } = api.database;
+    expect(await neededBlobs(owner)).toContain(sha256(bytes));
+    await owner`update uploaded_blobs set at = now() - interval '25 hours' where digest = ${sha256(bytes)}`;
+    expect(await neededBlobs(owner)).not.toContain(sha256(bytes));
+    expect((await send("HEAD", `/v2/acme/pushed/blobs/${sha256(bytes)}`)).status).toBe(404);
+    await sendBlob(Buffer.from("another"));
+    expect((await owner`select count(*)::int as n from uploaded_blobs where digest = ${sha256(bytes)}`)[0]).toEqual({
+      n: 0,
+    });
   });
 });
