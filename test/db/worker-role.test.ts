@@ -58,6 +58,7 @@ const rights: Record<string, Partial<Record<"SELECT" | "INSERT" | "UPDATE" | "DE
   tags: { SELECT: all, INSERT: all, UPDATE: "digest updated_at" },
   tokens: {},
   unneeded_blobs: {},
+  uploaded_blobs: {},
 };
 
 /** Which of the two roles may call a function of the database; nobody else may. */

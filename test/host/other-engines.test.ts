@@ -182,6 +182,17 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
     digests.set(tag, made.image.digest);
   }
 
+  /** What a container of Berth's prints. */
+  async function ran(image: string): Promise<string> {
+    const made = await host.ask<{ id: string }>("POST", "/v1/containers", { image }, { prefer: "wait=20" });
+    const { id } = made.body;
+    await host.ask("POST", `/v1/containers/${id}/wait`, {}, { prefer: "wait=20" });
+    const authorization = `Bearer ${host.project.tokens.deployer}`;
+    const logs = await host.api.app.request(`/v1/containers/${id}/logs`, { headers: { authorization } });
+    await host.ask("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=20" });
+    return logs.text();
+  }
+
   /** What skopeo makes of it in an OCI layout. */
   async function copied(tag: string): Promise<SavedImage & { digest: string }> {
     const directory = join(engines.dir, tag.replace(":", "-"));
@@ -260,13 +271,7 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
         body,
       });
       expect(answer.status, await answer.clone().text()).toBe(201);
-      const run = { image: "loaded:1", env: {}, autoRemove: false };
-      const made = await host.ask<{ id: string }>("POST", "/v1/containers", run, { prefer: "wait=20" });
-      const { id } = made.body;
-      await host.ask("POST", `/v1/containers/${id}/wait`, {}, { prefer: "wait=20" });
-      const logs = await host.api.app.request(`/v1/containers/${id}/logs`, { headers });
-      expect(await logs.text(), engine).toBe(printed);
-      await host.ask("DELETE", `/v1/containers/${id}?force=true`, undefined, { prefer: "wait=20" });
+      expect(await ran("loaded:1"), engine).toBe(printed);
     }
     const saved = await host.api.app.request("/v1/images/archive?reference=web:1&reference=child:1", { headers });
     const file = join(engines.dir, "berth.tar");
@@ -280,7 +285,7 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
     expect((await readLayout(directory)).digest).toBe(digests.get("web:1"));
   });
 
-  test("docker, podman and skopeo pull from Berth itself, with a token", async () => {
+  test("docker, podman and skopeo pull from Berth itself and push to it, with a token; what they push runs", async () => {
     const server = await listen(host.api.app, { host: "127.0.0.1", port: 0 });
     try {
       const berth = `127.0.0.1:${String((server.address() as AddressInfo).port)}`;
@@ -296,6 +301,26 @@ describe.skipIf(missing.length > 0)("beside Docker Engine, BuildKit and podman",
       const from = ["--src-tls-verify=false", `--src-creds=${credentials}`, `docker://${image}`];
       await engines.skopeo("copy", "--quiet", ...from, `oci:${directory}`);
       expect((await readLayout(directory)).digest).toBe(digests.get("web:1"));
+
+      // As a viewer nobody pushes.
+      await engines.docker("tag", "web:1", `${berth}/default/by-docker:1`);
+      await expect(engines.docker("push", `${berth}/default/by-docker:1`)).rejects.toThrow(/denied|DENIED|role/);
+      const deployer = host.project.tokens.deployer;
+      await engines.docker("login", "--username=any", `--password=${deployer}`, berth);
+      await engines.docker("push", `${berth}/default/by-docker:1`);
+      await engines.podman("tag", image, `${berth}/default/by-podman:1`);
+      await engines.podman(
+        "push",
+        "--quiet",
+        "--tls-verify=false",
+        `--creds=any:${deployer}`,
+        `${berth}/default/by-podman:1`,
+      );
+      const to = ["--dest-tls-verify=false", `--dest-creds=any:${deployer}`];
+      await engines.skopeo("copy", "--quiet", ...to, `oci:${directory}`, `docker://${berth}/default/by-skopeo:1`);
+      for (const name of ["by-docker:1", "by-podman:1", "by-skopeo:1"]) expect(await ran(name), name).toBe(printed);
+      const copied = await host.ask<{ digest: string }>("GET", "/v1/images/by-skopeo%3A1");
+      expect(copied.body.digest).toBe(digests.get("web:1"));
     } finally {
       await closeServer(server, 0);
     }
