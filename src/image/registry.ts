@@ -60,7 +60,8 @@ export class Registry {
       }
     }
     // An answer says more than none does.
-    throw errors.find((error) => error.code !== "registry_unreachable") ?? errors[0] ?? new Error("no registry to ask");
+    const error = errors.find(({ code }) => code !== "registry_unreachable") ?? errors[0];
+    throw error === undefined ? new Error("no registry to ask") : named(error, reference);
   }
 
   /**
@@ -108,4 +109,14 @@ export class Registry {
     const host = registry === "docker.io" ? "registry-1.docker.io" : registry;
     return new URL(`${this.#options.insecure.has(registry) ? "http" : "https"}://${host}`);
   }
+}
+
+/** An error that says which image could not be had: a build names many, and some by mistake. */
+function named(error: BerthError, reference: ImageReference): BerthError {
+  const name = formatReference(reference);
+  if (error.message.includes(name)) return error;
+  return new BerthError(error.code, `${name} can't be looked up: ${error.message}`, {
+    facts: error.facts,
+    cause: error,
+  });
 }

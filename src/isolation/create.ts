@@ -90,7 +90,7 @@ export async function createSandbox(
     writeFileSync(paths.config, JSON.stringify(config), { mode: 0o600 });
     reach("create.config");
     created = true;
-    const first = identify(await monitor.create());
+    const first = identify(await monitor.create(config.process));
     reach("create.process");
     if (first === null) throw new BerthError("start_failed", "The container's first process ended before its start.");
     return { slot, key: templateKey(template), process: first, ended: monitor.ended };

@@ -42,7 +42,8 @@ const SIGKILL = 9;
 /**
  * Runs a program in the slot's container, under the same limits, filter and capabilities as the container's process.
  * What it leaves in the background goes on; it does not hold up the answer.
- * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`, `cancelled`
+ * @throws BerthError `command_not_found`, `command_not_executable`, `invalid_user`, `cancelled`; `file_not_found` when it has
+ *   no directory `cwd`
  */
 export async function execIn(parts: Parts, slot: number, request: ExecRequest): Promise<ExecResult> {
   const paths = parts.slot(slot);
@@ -50,7 +51,8 @@ export async function execIn(parts: Parts, slot: number, request: ExecRequest): 
   const token = randomUUID();
   const processFile = `${paths.dir}/exec-${token}.json`;
   const pidFile = `${paths.dir}/exec-${token}.pid`;
-  writeFileSync(processFile, JSON.stringify(execProcess(base, paths.rootfs, request)), { mode: 0o600 });
+  const program = execProcess(base, paths.rootfs, request);
+  writeFileSync(processFile, JSON.stringify(program), { mode: 0o600 });
   try {
     const result = await run({
       file: parts.runtime.file,
@@ -66,7 +68,7 @@ export async function execIn(parts: Parts, slot: number, request: ExecRequest): 
     // Without a pid file the program never began: what is on stderr are the runtime's words.
     if (!existsSync(pidFile) && exitCode !== 0 && !result.timedOut) {
       if (request.signal?.aborted === true) throw new BerthError("cancelled", "The command was cancelled.");
-      throw runtimeError(stderr);
+      throw runtimeError(stderr, program);
     }
     return {
       exitCode,

@@ -31,7 +31,7 @@ export async function startSandbox(
   const startedAt = new Date();
   writeNote(paths.run, { process: created.process, startedAt: startedAt.toISOString() });
   reach("start.record");
-  await startCreated(runtime, layout.runtimeRoot, paths.name);
+  await startCreated(runtime, layout.runtimeRoot, paths.name, spec.process);
   reach("start.go");
   return { pid: created.process.pid, startedAt };
 }

@@ -98,7 +98,7 @@ export function createApp(services: Services): App {
         c.header("Allow", methods.join(", "));
         const error = new BerthError(
           "method_not_allowed",
-          `${c.req.method} is not allowed here; ${methods.join(", ")} is.`,
+          `${c.req.method} is not allowed here; what is: ${methods.join(", ")}.`,
         );
         return problemResponse(c, error, (c.var as Env["Variables"]).requestId);
       },
@@ -107,7 +107,8 @@ export function createApp(services: Services): App {
   app.onError((thrown, c) => {
     const error = asBerthError(thrown);
     const { requestId } = c.var;
-    if (error.status >= 500) {
+    // What Berth does not do is no fault of its own.
+    if (error.status >= 500 && error.code !== "not_supported") {
       services.log.error(
         { err: error.cause ?? error, code: error.code, requestId, path: redact(c.req.path) },
         "request failed",
@@ -116,7 +117,11 @@ export function createApp(services: Services): App {
     return problemResponse(c, error, requestId);
   });
   app.notFound((c) =>
-    problemResponse(c, new BerthError("not_found", "There is nothing at this path."), c.var.requestId),
+    problemResponse(
+      c,
+      new BerthError("not_found", "There is nothing at this path; /docs lists the operations."),
+      c.var.requestId,
+    ),
   );
 
   addBuilds(app, services);

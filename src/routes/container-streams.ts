@@ -102,6 +102,7 @@ const exec = operation({
     "command_not_found",
     "command_not_executable",
     "invalid_user",
+    "file_not_found",
   ],
 });
 

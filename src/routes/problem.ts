@@ -72,8 +72,14 @@ export function inputProblems(error: z.ZodError, prefix: string): InputProblem[]
     const pointer = prefix + issue.path.map((part) => `/${escapePointer(String(part))}`).join("");
     return issue.code === "unrecognized_keys"
       ? issue.keys.map((key) => ({ pointer: `${pointer}/${escapePointer(key)}`, detail: "There is no such field." }))
-      : [{ pointer, detail: `${issue.message}.` }];
+      : [{ pointer, detail: sentenceOf(issue.message) }];
   });
+}
+
+/** zod's words as a sentence: a field that was left out has no value that could be wrong. */
+function sentenceOf(message: string): string {
+  const [, needed] = /^Invalid input: expected (.+), received undefined$/.exec(message) ?? [];
+  return needed === undefined ? `${message}.` : `Must be given: ${needed} is expected.`;
 }
 
 /** A path part in a JSON pointer (RFC 6901, section 3). */

@@ -137,7 +137,14 @@ describe("a container", () => {
       stdout: "me\ntyped",
       stderr: "",
     });
-    expect((await exec(id, { command: ["/no/such"] })).code).toBe("command_not_found");
+    expect(await exec(id, { command: ["/no/such"] })).toMatchObject({
+      code: "command_not_found",
+      detail: 'The image has no command "/no/such", or not the interpreter that its first line names.',
+    });
+    expect(await exec(id, { command: ["/bin/true"], workingDirectory: "/no/such" })).toMatchObject({
+      code: "file_not_found",
+      detail: 'The container has no directory "/no/such".',
+    });
     await exec(id, { command: ["/bin/touch", "/go"] });
     expect(await followed).toBe("one\ntwo\n");
     expect(await exec(id, { command: ["/bin/true"] })).toMatchObject({ code: "invalid_state" });

@@ -62,6 +62,20 @@ const wrong: [string, object, string][] = [
   ["a label's key with a newline", container({ labels: { "a\nb": "x" } }), "/labels/a\nb"],
 ];
 
+test("a field that was left out, a method and a path that are none are told in words that help", async () => {
+  expect((await post("/v1/containers", { imag: "x" })).body).toMatchObject({
+    detail: "/image: Must be given: string is expected.",
+    errors: [{ pointer: "/image" }, { pointer: "/imag", detail: "There is no such field." }],
+  });
+  const to = (method: string, path: string) => ask<Problem>(api.app, project.tokens.deployer, method, path);
+  expect((await to("DELETE", "/v1/containers")).body.detail).toBe(
+    "DELETE is not allowed here; what is: POST, GET, HEAD.",
+  );
+  expect((await to("GET", "/v1/volumes")).body.detail).toBe(
+    "There is nothing at this path; /docs lists the operations.",
+  );
+});
+
 test.each([
   "builds?tag=a%00b",
   "builds?sourceId=%00",

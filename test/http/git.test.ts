@@ -65,7 +65,9 @@ describe("/git/<project>/<source>.git", () => {
       409,
       "hub is built from https://github.com/team/hub.git: push there.\n",
     ]);
-    expect((await refs("Web", "git-receive-pack")).status).toBe(404);
+    const misnamed = await refs("Web", "git-receive-pack");
+    expect(misnamed.status).toBe(404);
+    expect(await misnamed.text()).toContain("must be 1 to 63 lower-case letters");
     expect((await refs("web", "git-upload-archive")).status).toBe(400);
     expect((await refs("web", "")).status).toBe(400);
   });

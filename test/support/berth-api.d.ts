@@ -7066,7 +7066,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `not_found`: There is no such resource */
+            /** @description `not_found`: There is no such resource; `file_not_found`: The container has no such file */
             404: {
                 headers: {
                     [name: string]: unknown;

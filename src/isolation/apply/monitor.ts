@@ -3,7 +3,7 @@ import { Socket } from "node:net";
 import { BerthError } from "../../core/errors.ts";
 import type { SlotLayout } from "../plan/layout.ts";
 import { hasCode } from "./ffi.ts";
-import { type Runtime, runtimeError } from "./runtime.ts";
+import { type Asked, type Runtime, runtimeError } from "./runtime.ts";
 import { openPipe, spawn } from "./spawn.ts";
 
 /** Bytes of a container's log; at the limit conmon begins anew, so that a flood fills nothing. */
@@ -26,9 +26,9 @@ export interface ParkedMonitor {
   ended: Promise<unknown>;
   /**
    * Lets it run the runtime's `create` on the bundle. Returns the pid of the container's first process, which waits to
-   * be started. @throws BerthError for what the runtime complains of.
+   * be started. `asked` is the bundle's process, for errors. @throws BerthError for what the runtime complains of.
    */
-  create: () => Promise<number>;
+  create: (asked: Asked) => Promise<number>;
   /** Ends it unused. */
   discard: () => void;
 }
@@ -60,11 +60,11 @@ export function parkMonitor(options: MonitorOptions): ParkedMonitor {
   return {
     pid: child.pid,
     ended: child.ended,
-    create: async () => {
+    create: async (asked) => {
       const answer = readAnswer(sync.read);
       writeSync(start.write, "\0");
       closeSync(start.write);
-      return createdPid(await answer);
+      return createdPid(await answer, asked);
     },
     discard: () => {
       child.kill(9);
@@ -117,7 +117,7 @@ function readAnswer(fd: number): Promise<string> {
 }
 
 /** conmon answers `{"data": <pid>}`, or `{"data": -1, "message": <the runtime's stderr>}`. */
-function createdPid(answer: string): number {
+function createdPid(answer: string, asked: Asked): number {
   let parsed: { data?: unknown; message?: unknown };
   try {
     parsed = JSON.parse(answer) as typeof parsed;
@@ -125,7 +125,7 @@ function createdPid(answer: string): number {
     throw new BerthError("start_failed", "The container's monitor ended before the container was created.", { cause });
   }
   if (typeof parsed.data === "number" && parsed.data > 0) return parsed.data;
-  throw runtimeError(typeof parsed.message === "string" ? parsed.message : "the runtime gave no reason");
+  throw runtimeError(typeof parsed.message === "string" ? parsed.message : "the runtime gave no reason", asked);
 }
 
 /** What a monitor left about a finished run: null code when it could not tell. */

@@ -102,10 +102,10 @@ function isOlder(version: string, least: readonly number[]): boolean {
  * `crun state` and `exec` that it was started. Doing as `crun start` does saves a program of 3 ms. runc's protocol is
  * its own affair, so it is asked to. The byte comes first: a reader whose writer closed without one spins.
  */
-export async function startCreated(runtime: Runtime, stateDir: string, name: string): Promise<void> {
+export async function startCreated(runtime: Runtime, stateDir: string, name: string, asked: Asked): Promise<void> {
   if (runtime.name === "runc") {
     const result = await run({ file: runtime.file, args: [...runtime.args, "start", name], timeoutMs: 30_000 });
-    if (result.exitCode !== 0) throw runtimeError(result.stderr.bytes.toString());
+    if (result.exitCode !== 0) throw runtimeError(result.stderr.bytes.toString(), asked);
     return;
   }
   const path = fifoPath(stateDir, name);
@@ -144,20 +144,32 @@ export function removeState(stateDir: string, name: string): void {
   rmSync(`${stateDir}/${name}`, { recursive: true, force: true });
 }
 
-/**
- * What a runtime's complaint means to the one who asked for the container. The runtime's own words go to the log only,
- * except the command's name.
- */
-export function runtimeError(message: string): BerthError {
+/** What a runtime was asked to run: a program with its arguments, and the directory it starts in. */
+export interface Asked {
+  args: readonly string[];
+  cwd: string;
+}
+
+/** What was asked as it is shown. */
+const shown = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text);
+
+/** What a runtime's complaint means to the one who asked. The runtime's own words go to the log only. */
+export function runtimeError(message: string, { args: [command = ""], cwd }: Asked): BerthError {
   const cause = new Error(message.trim().slice(0, 2000));
   const text = message.toLowerCase();
+  // crun: "chdir to `x`: No such file or directory", runc: `exec failed: …: chdir to cwd ("x") set in config.json failed: …`.
+  if (/\bchdir\b.*(?:no such file|not a directory)/.test(text)) {
+    return new BerthError("file_not_found", `The container has no directory ${shown(cwd)}.`, { cause });
+  }
   // crun: "executable file `x` not found in $PATH", "open executable: …"; runc: `exec: "x": stat x: …`.
   if (text.includes("exec")) {
     if (/not found|no such file|not a directory/.test(text)) {
-      return new BerthError("command_not_found", "The command does not exist in the image.", { cause });
+      // The kernel says the same of a script whose `#!` names what is not there, also when a Windows line end belongs to it.
+      const detail = `The image has no command ${shown(command)}, or not the interpreter that its first line names.`;
+      return new BerthError("command_not_found", detail, { cause });
     }
     if (/not permitted|permission denied|format error|is a directory|not executable/.test(text)) {
-      return new BerthError("command_not_executable", "The command can't be executed.", { cause });
+      return new BerthError("command_not_executable", `The command ${shown(command)} can't be executed.`, { cause });
     }
   }
   if (text.includes("no space left on device") || text.includes("disk quota exceeded")) {

@@ -1,5 +1,5 @@
 import { BerthError } from "../../core/errors.ts";
-import { namePattern } from "../../core/names.ts";
+import { namePattern, nameRule } from "../../core/names.ts";
 import { allows, type Role } from "../../core/roles.ts";
 import { findSource } from "../../db/sources.ts";
 import type { Principal } from "../../db/tokens.ts";
@@ -62,7 +62,7 @@ export function addGit(app: App, services: Services): void {
       throw new BerthError("forbidden", `This needs the role ${role}; the token has ${principal.role}.`);
     }
     const name = (c.req.param("repository") ?? "").replace(/\.git$/, "");
-    if (!namePattern.test(name)) throw notFound("repository");
+    if (!namePattern.test(name)) throw new BerthError("not_found", `A repository's name must be ${nameRule}.`);
     const found = await findSource(services.sql, scope, name);
     const source = found ?? (service === "git-receive-pack" ? await createPushedSource(services, c, name) : null);
     if (source === null) throw notFound("repository");
