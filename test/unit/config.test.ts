@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { ConfigError, readConfig } from "../../src/config.ts";
 
@@ -123,4 +124,15 @@ describe("settings", () => {
     expect(read).toThrow(ConfigError);
     expect(read).toThrow(new RegExp(`^${name}: [^\\n]+$`));
   });
+});
+
+test("every setting is in the documentation, and nothing that is none", () => {
+  const named = (path: string) => {
+    const text = readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
+    return new Set(text.match(/\bBERTH_[A-Z0-9]+(?:_[A-Z0-9]+)*\b/g));
+  };
+  // Put together from two parts there; the last is infra/bootstrap.mjs's.
+  const more = ["BERTH_S3_ACCESS_KEY_ID", "BERTH_S3_SECRET_ACCESS_KEY", "BERTH_S3_SESSION_TOKEN", "BERTH_NO_INSTALL"];
+  const read = [...named("src/config.ts"), ...more].filter((name) => name !== "BERTH_S3");
+  expect([...named("docs/configuration.md")].sort()).toEqual([...new Set(read)].sort());
 });
