@@ -1,9 +1,11 @@
 import { unlessAborted } from "../core/abort.ts";
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
+import { type Platform, parsePlatform, platformFit, platformOf } from "../core/platform.ts";
 import { formatReference, hubReference, type ImageReference, parseReference } from "../core/reference.ts";
 import type { Transaction } from "../db/connect.ts";
 import { findImage, hasRepository, projectHasLayer, recordImage } from "../db/image-records.ts";
+import { checkPlatform } from "../image/manifest.ts";
 import { pullImage } from "../image/pull.ts";
 import type { RegistryAuth } from "../image/registry-auth.ts";
 import type { TransferCounts, TransferProgress } from "../image/transfer.ts";
@@ -45,16 +47,31 @@ export async function ensureImage(
     const own = await findImage(db, projectId, reference);
     if (own === null)
       throw new BerthError("image_not_found", `The project has no image ${formatReference(reference)}.`);
+    const wanted = askedPlatform(wish);
+    if (wanted !== null) checkPlatform(own.config, wanted, formatReference(reference));
     return { image: own, moved: await ensureLayers(services, own, wish.signal) };
   }
   const remote = hubReference(reference);
   const known = wish.pull === "always" ? null : await findImage(db, projectId, remote);
-  if (known !== null) return { image: known, moved: await ensureLayers(services, known, wish.signal) };
+  if (known !== null && isFor(known, wish)) {
+    return { image: known, moved: await ensureLayers(services, known, wish.signal) };
+  }
   if (wish.pull === "never") {
     throw new BerthError("image_not_found", `The project has no image ${formatReference(remote)}, and pulling is off.`);
   }
   const { image, ...moved } = await pullAndRecord(services, projectId, remote, wish);
   return { image, moved };
+}
+
+/** The platform that is asked for; null: any will do that the project has. */
+function askedPlatform({ platform }: Pick<ImageWish, "platform">): Platform | null {
+  return platform === undefined ? null : parsePlatform(platform, platformOf(process.arch));
+}
+
+/** Whether an image that was pulled before is of the platform asked for. */
+function isFor({ config }: Image, wish: Pick<ImageWish, "platform">): boolean {
+  const wanted = askedPlatform(wish);
+  return wanted === null || platformFit(wanted, config) > 0;
 }
 
 /** Pulls what is missing of an image from its registry and records it in the project. */

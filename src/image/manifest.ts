@@ -195,7 +195,7 @@ export function joinImage(
   wanted: Platform,
   name: string,
 ): Image {
-  if (platformFit(wanted, config) === 0) throw noPlatform(name, wanted, [config]);
+  checkPlatform(config, wanted, name);
   const diffIds = config.rootfs.diff_ids;
   if (diffIds.length !== manifest.layers.length) {
     throw invalidImage(
@@ -240,6 +240,11 @@ export function writeImage(
 function ociLayerType(layer: Layer): string {
   const suffix = /[.+](gzip|zstd)$/.exec(layer.mediaType)?.[1];
   return `application/vnd.oci.image.layer.v1.tar${suffix === undefined ? "" : `+${suffix}`}`;
+}
+
+/** @throws BerthError `image_not_found` when the image is made for another platform */
+export function checkPlatform(made: Platform, wanted: Platform, name: string): void {
+  if (platformFit(wanted, made) === 0) throw noPlatform(name, wanted, [made]);
 }
 
 function noPlatform(name: string, wanted: Platform, has: readonly Platform[]): BerthError {
