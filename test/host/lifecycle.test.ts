@@ -139,7 +139,7 @@ describe("a container", () => {
     });
     expect(await exec(id, { command: ["/no/such"] })).toMatchObject({
       code: "command_not_found",
-      detail: 'The image has no command "/no/such", or not the interpreter that its first line names.',
+      detail: 'The image has no command "/no/such".',
     });
     expect(await exec(id, { command: ["/bin/true"], workingDirectory: "/no/such" })).toMatchObject({
       code: "file_not_found",

@@ -164,9 +164,7 @@ export function runtimeError(message: string, { args: [command = ""], cwd }: Ask
   // crun: "executable file `x` not found in $PATH", "open executable: …"; runc: `exec: "x": stat x: …`.
   if (text.includes("exec")) {
     if (/not found|no such file|not a directory/.test(text)) {
-      // The kernel says the same of a script whose `#!` names what is not there, also when a Windows line end belongs to it.
-      const detail = `The image has no command ${shown(command)}, or not the interpreter that its first line names.`;
-      return new BerthError("command_not_found", detail, { cause });
+      return new BerthError("command_not_found", `The image has no command ${shown(command)}.`, { cause });
     }
     if (/not permitted|permission denied|format error|is a directory|not executable/.test(text)) {
       return new BerthError("command_not_executable", `The command ${shown(command)} can't be executed.`, { cause });
