@@ -158,7 +158,7 @@ export class ContainerStart {
     const { image, spec, run } = container;
     const again = spec.pull === "always" && run === 0;
     if (image !== null && !again) {
-      const here = await Promise.all(image.layers.map((layer) => layers.has(layer.diffId)));
+      const here = await Promise.all(image.layers.map((layer) => layers.has(layer)));
       if (!here.includes(false)) return { image, moved: nothingMoved(here.length) };
     }
     await this.#records.seen(container, { status: "starting", ...(begun.run === undefined ? {} : { run: begun.run }) });

@@ -112,8 +112,8 @@ export async function ensureLayers(
   image: Image,
   signal: AbortSignal,
 ): Promise<TransferCounts> {
-  const distinct = [...new Map(image.layers.map((layer) => [layer.diffId, layer])).values()];
-  const lacking = await Promise.all(distinct.map(async (layer) => ((await layers.has(layer.diffId)) ? [] : [layer])));
+  const distinct = [...new Map(image.layers.map((layer) => [`${layer.digest} ${layer.diffId}`, layer])).values()];
+  const lacking = await Promise.all(distinct.map(async (layer) => ((await layers.has(layer)) ? [] : [layer])));
   const missing = lacking.flat();
   await unlessAborted(Promise.all(missing.map((layer) => layers.ensure(layer))), signal);
   return {

@@ -94,9 +94,12 @@ export class LayerStore {
     return join(this.#directory, `${digestHex(diffId)}.erofs`);
   }
 
-  /** Whether the image of this diff id is there and whole. */
-  async has(diffId: string): Promise<boolean> {
-    if ((await this.#record(diffId)) === null) return false;
+  /**
+   * Whether the layer's image is there and whole, and its blob was seen to be what it shows: to claim the diff id of somebody
+   * else's layer of another blob gives nothing.
+   */
+  async has({ digest, diffId }: Pick<Layer, "digest" | "diffId">): Promise<boolean> {
+    if ((await this.#record(diffId))?.digests.includes(digest) !== true) return false;
     await this.#noteUse(diffId);
     return true;
   }
@@ -169,17 +172,19 @@ export class LayerStore {
     return { layer: await made.promise, stored };
   }
 
-  /** Makes sure that the image is there, from its blob when it is not. The layer must be one of a stored image. */
+  /**
+   * Makes sure that the image is there, from the store's blob when it is not, which is held against the diff id: images that
+   * were sent to the API are recorded before a host has seen them. @throws BerthError `digest_mismatch`, and as `import`
+   */
   async ensure(layer: Layer): Promise<string> {
-    if (!(await this.has(layer.diffId))) await this.#take(layer);
+    if (!(await this.has(layer))) await this.#take(layer);
     return this.path(layer.diffId);
   }
 
   /** Makes the image from the store's blob, unless it was made from it before. */
   async #take(expect: Layer): Promise<void> {
     await this.#exclusively(expect.diffId, async () => {
-      const record = await this.#record(expect.diffId);
-      if (record?.digests.includes(expect.digest) === true) return this.#noteUse(expect.diffId);
+      if (await this.has(expect)) return;
       await this.#takers.take(async () => {
         const blob = new Tee(coalesce(exactly(await this.#blobs.open(expect.digest), expect), transferChunk));
         const [toHash, toImage] = blob.branches;

@@ -119,7 +119,7 @@ test("copies on a host go after a while, and the next use gets the bytes again",
   await a.blobs.tidy(-1);
   expect(await readdir(join(a.directory, "blobs/sha256"))).toEqual([]);
   await a.layers.removeUnused(layer.diffId, 0, () => undefined);
-  expect(await a.layers.has(layer.diffId)).toBe(false);
+  expect(await a.layers.has(layer)).toBe(false);
   await a.layers.ensure(layer);
   // The image is made from the bytes as they come; they are not kept beside it.
   expect(await readdir(join(a.directory, "blobs/sha256"))).toEqual([]);

@@ -130,7 +130,7 @@ describe("converting", () => {
     await layers.import(bytes(blob), layer);
     const first = await readFile(layers.path(layer.diffId));
     await layers.removeUnused(layer.diffId, 0, () => undefined);
-    expect(await layers.has(layer.diffId)).toBe(false);
+    expect(await layers.has(layer)).toBe(false);
     await layers.ensure(layer);
     expect(await readFile(layers.path(layer.diffId))).toEqual(first);
   });
@@ -262,7 +262,7 @@ describe("storing", () => {
     const wishes = Array.from({ length: 20 }, (_, n) => (n % 2 === 0 ? layers.ensure(layer) : layers.obtain(layer)));
     await Promise.all(wishes);
     expect(opened).toHaveBeenCalledTimes(1);
-    expect(await layers.has(layer.diffId)).toBe(true);
+    expect(await layers.has(layer)).toBe(true);
   });
 
   test("a stored blob that is not what its layer says makes no image", async () => {
@@ -274,15 +274,33 @@ describe("storing", () => {
     const claimed = { ...other.layer, digest: layer.digest };
     for (const wrong of [{ ...layer, sizeBytes: other.blob.length }, claimed]) {
       await expect(layers.ensure(wrong)).rejects.toMatchObject({ code: "digest_mismatch" });
-      expect(await layers.has(wrong.diffId)).toBe(false);
+      expect(await layers.has(wrong)).toBe(false);
     }
+  });
+
+  test("nobody gets an image for claiming its diff id of another blob", async () => {
+    const theirs = await importTar(await collect(writeTar([entry("secret", { content: "of another project" })])));
+    const own = await importTar(await collect(writeTar([entry("f", { content: "own" })])));
+    const claimed = { ...own, diffId: theirs.diffId };
+    expect(await layers.has(claimed)).toBe(false);
+    const all = [() => layers.ensure(claimed), () => layers.lowers([claimed]), () => layers.obtain(claimed)];
+    for (const use of all) await expect(use()).rejects.toMatchObject({ code: "digest_mismatch" });
+    // Whose blob it is has it as before; and so has who sends the same content, compressed in another way.
+    expect(await layers.has(theirs)).toBe(true);
+    const tar = gunzipSync(await collect((await blobs.open(theirs.digest)) as AsyncIterable<Uint8Array>));
+    const other = zstdCompressSync(tar);
+    const { digest } = await blobs.put([other], { maxBytes: other.length });
+    const again = { ...theirs, digest, sizeBytes: other.length };
+    expect(await layers.has(again)).toBe(false);
+    expect(await layers.ensure(again)).toBe(layers.path(theirs.diffId));
+    expect([await layers.has(again), await layers.has(theirs)]).toEqual([true, true]);
   });
 
   test("an image that was cut short is noticed and made again", async () => {
     const { layer, blob } = await layerBlob([entry("f", { content: "content" })]);
     await layers.import(bytes(blob), layer);
     await truncate(layers.path(layer.diffId), 4096);
-    expect(await layers.has(layer.diffId)).toBe(false);
+    expect(await layers.has(layer)).toBe(false);
     await layers.ensure(layer);
     expect(Object.keys(listTree(await mountLayer(layer)))).toEqual(["f"]);
   });
@@ -346,7 +364,7 @@ describe("storing", () => {
     gate.resolve(undefined);
     await stored;
     expect(await next.lowers([made])).toEqual([path]);
-    expect(await new LayerStore(join(directory, "layers"), blobs).has(layer.diffId)).toBe(true);
+    expect(await new LayerStore(join(directory, "layers"), blobs).has(layer)).toBe(true);
   });
 });
 

@@ -80,7 +80,7 @@ describe("pulling from Debian's docker-registry", () => {
       bytesTransferred: busybox.blob.length + one.blob.length,
     });
     expect(await blobs.size(first.digest)).toBeGreaterThan(0);
-    expect(await layers.has(busybox.layer.diffId)).toBe(true);
+    expect(await layers.has(busybox.layer)).toBe(true);
     expect(await pull(`${remote.host}/app:2`)).toMatchObject({
       layersTransferred: 1,
       layersSkipped: 1,
