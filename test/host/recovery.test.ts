@@ -1,5 +1,5 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { failpoints } from "../../src/isolation/failpoint.ts";
 import type { SandboxState } from "../../src/isolation/probe.ts";
 import { leftovers } from "../support/leftovers.ts";
@@ -21,14 +21,18 @@ async function converge(spec: { id: string; slot: number }): Promise<void> {
     await worker.call("start", host.spec(spec.slot, { id: spec.id }), []);
   }
   expect(await worker.call("probe", spec.id)).toMatchObject({ state: "running" });
-  expect(await worker.call("exec", spec.id, { args: ["ps", "-o", "args"] })).toMatchObject({
-    stdout: "COMMAND\n/bin/sleep 3600\nps -o args\n",
-  });
+  // It is still the runtime for a moment after its start.
+  const processes = async () =>
+    (await worker.call<{ stdout: string }>("exec", spec.id, { args: ["ps", "-o", "args"] })).stdout;
+  await expect.poll(processes).toBe("COMMAND\n/bin/sleep 3600\nps -o args\n");
   const monitors = leftovers(host).filter((line) => line.includes(`/slots/${String(spec.slot)} `));
   expect(monitors).toHaveLength(1);
 }
 
 describe("a worker that is killed", () => {
+  // One that a failed test has not killed would be the next test's.
+  afterEach(() => host.stop());
+
   test.each(failpoints.filter((name) => /^(?:slot|create|start)\./.test(name)))(
     "at %s leaves nothing that the next one does not take over or remove",
     async (name) => {
