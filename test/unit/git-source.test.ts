@@ -164,3 +164,21 @@ test("a server that was shown credentials is not quoted, not even to the log", (
   expect(error).toMatchObject({ code: "git_auth_failed", cause: new Error("git failed") });
   expect(fetchFailure("https://g.example/x", null, stderr, false).code).toBe("repository_denied");
 });
+
+test.each([
+  [
+    "Failed to connect to g.example port 443 after 0 ms: Couldn't connect to server",
+    ": nothing takes connections there.",
+  ],
+  ["server certificate verification failed. CAfile: none", ": its TLS or its certificate can't be trusted."],
+  [
+    "gnutls_handshake() failed: An unexpected TLS packet was received.",
+    ": its TLS or its certificate can't be trusted.",
+  ],
+  ["Operation too slow. Less than 1000 bytes/sec", ": its server takes too long to answer."],
+  ["The requested URL returned error: 502", ": its server has an error of its own."],
+  ["something else", "."],
+])("a server that can't be reached (%s) is told with the reason", (stderr, reason) => {
+  const { message } = fetchFailure("https://g.example/x", null, `fatal: unable to access '…': ${stderr}`, false);
+  expect(message).toBe(`The git repository "https://g.example/x" can't be reached${reason}`);
+});

@@ -25,6 +25,14 @@ const meanings: readonly (readonly [pattern: RegExp, code: ErrorCode, what: (ref
   [/died of signal 25|File too large|Out of memory/, "invalid_context", () => "is too large"],
 ];
 
+/** Why a server can't be reached, by words of git's and its HTTP client's; what the server sent is in none of these. */
+const obstacles: readonly (readonly [pattern: RegExp, why: string])[] = [
+  [/returned error: 5\d\d\b/, "its server has an error of its own"],
+  [/timed out|too slow/i, "its server takes too long to answer"],
+  [/Failed to connect|Couldn't connect/, "nothing takes connections there"],
+  [/certificate|handshake|SSL|TLS/, "its TLS or its certificate can't be trusted"],
+];
+
 /**
  * The error for a fetch that failed. git's own words, which hold what the server sent, are its cause only; a server that
  * was shown credentials may repeat them, so then they are no cause either.
@@ -39,5 +47,7 @@ export function fetchFailure(url: string, ref: string | null, stderr: string, lo
     return new BerthError("git_auth_failed", `${repository} does not exist, or refuses the credentials.`, { cause });
   }
   // The rest is about connections, certificates and time-outs.
-  return new BerthError("repository_unreachable", `${repository} can't be reached.`, { cause });
+  const why = obstacles.find(([pattern]) => pattern.test(stderr))?.[1];
+  const detail = `${repository} can't be reached${why === undefined ? "" : `: ${why}`}.`;
+  return new BerthError("repository_unreachable", detail, { cause });
 }
