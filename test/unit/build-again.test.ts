@@ -225,3 +225,33 @@ test("a step that has no place for its log takes no slot", async () => {
   await expect(build(Promise.resolve(), { scratch }, [], () => undefined)).rejects.toMatchObject({ code: "ENOTDIR" });
   expect(slots).toBe(0);
 });
+
+test("a disk that gives less of the context than it was asked for is asked for the rest, and its error is told", async () => {
+  const blobs = new FileBlobs(join(directory, "blobs"));
+  const broken = new Error("EIO");
+  let opened = 0;
+  const means = (breaks: boolean) => ({
+    blobs: {
+      put: (...more: Parameters<FileBlobs["put"]>) => blobs.put(...more),
+      file: async (digest: string) => {
+        const file = await blobs.file(digest);
+        if (file === null) return null;
+        opened++;
+        const [read, close] = [file.read.bind(file), file.close.bind(file)];
+        return Object.assign(file, {
+          // A Dockerfile's header: the tar seems to be whole without what follows.
+          read: (buffer: Buffer, offset: number, length: number, position: number) =>
+            breaks && position > 0 ? Promise.reject(broken) : read(buffer, offset, Math.min(length, 512), position),
+          close: () => {
+            opened--;
+            return close();
+          },
+        });
+      },
+    } as unknown as BuildMeans["blobs"],
+  });
+  const { image } = await build(Promise.resolve(), means(false), [], () => undefined);
+  expect(image.layers).toHaveLength(2);
+  await expect(build(Promise.resolve(), means(true), [], () => undefined)).rejects.toThrow(broken);
+  expect(opened).toBe(0);
+});

@@ -1,3 +1,4 @@
+import { fstatSync } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { parseDockerfile } from "../../build/dockerfile.ts";
 import { IgnoreRules } from "../../build/ignore.ts";
@@ -119,11 +120,14 @@ async function contextDigest(
 /** The context whose tar is in the blob store. A plain one that is here as a file is read where it is, and not copied. */
 async function readBlob(digest: string, means: BuildMeans, signal: AbortSignal): Promise<Context> {
   const file = await means.blobs.file(digest);
-  const first = await (file === null ? null : readPiece(file, 0));
-  if (file !== null && first !== null && !isCompressed(first)) {
-    return readContext(abortable(piecesOf(file, first), signal), file);
+  if (file !== null) {
+    const first = await readPiece(file, 0).catch(async (error: unknown) => {
+      await file.close();
+      throw error;
+    });
+    if (!isCompressed(first)) return readContext(abortable(piecesOf(file, first), signal), file);
+    await file.close();
   }
-  await file?.close();
   const plain = hostDecompress(means.sandboxes);
   const tar = abortable(plain(await means.blobs.open(digest)), signal);
   return readContext(tar, `${means.scratch}/context`);
@@ -134,13 +138,15 @@ async function readPiece(file: FileHandle, position: number): Promise<Buffer> {
   return buffer.subarray(0, bytesRead);
 }
 
-/** All of a file, of which the first piece was read. */
+/** All of a file, of which the first piece was read. A short piece is not its end: a disk that fails gives what it has before. */
 async function* piecesOf(file: FileHandle, first: Buffer): AsyncGenerator<Uint8Array, void, undefined> {
+  const { size } = fstatSync(file.fd);
   yield first;
-  let position = first.length;
-  for (let last = first; last.length === readSize; position += last.length) {
-    last = await readPiece(file, position);
-    yield last;
+  for (let position = first.length; position < size; ) {
+    const piece = await readPiece(file, position);
+    if (piece.length === 0) throw new RangeError("a blob is cut short");
+    position += piece.length;
+    yield piece;
   }
 }
 
