@@ -96,6 +96,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 tmp_dir = "${dir}/podman-tmp"
+lock_type = "file"
 `;
 
 /** A cgroup goes when those in it are gone; its files are the kernel's. */
