@@ -11,6 +11,8 @@ const maxFiles = 10_000;
 /** How much of a file is looked at to see whether it is compressed. */
 const startBytes = 4;
 const maxLinks = 8;
+/** All documents of an archive together: each takes many times its size while it is used. */
+const maxDocumentsBytes = 8 * maxDocumentBytes;
 
 /** A file of an archive, in the store. `compression`: as its first bytes are. */
 export interface ArchivedFile extends StoredBlob {
@@ -23,6 +25,8 @@ export class ArchiveFiles {
   readonly #files = new Map<ByteString, ArchivedFile>();
   readonly #links = new Map<ByteString, ByteString>();
   readonly #digests = new Map<string, ArchivedFile>();
+  #entries = 0;
+  #readBytes = 0;
 
   private constructor(blobs: BlobStore) {
     this.#blobs = blobs;
@@ -63,10 +67,14 @@ export class ArchiveFiles {
     return this.#digests.get(digest) ?? null;
   }
 
-  /** A small file's bytes. @throws BerthError `invalid_archive` when it is larger than a document may be. */
+  /** A small file's bytes. @throws BerthError `invalid_archive` when it, or all that was read, is larger than documents are. */
   async read(file: ArchivedFile, what: string): Promise<Buffer> {
     if (file.sizeBytes > maxDocumentBytes) {
       throw new BerthError("invalid_archive", `The archive's ${what} is larger than 4 MiB.`);
+    }
+    this.#readBytes += file.sizeBytes;
+    if (this.#readBytes > maxDocumentsBytes) {
+      throw new BerthError("invalid_archive", "The archive's manifests and configs are larger than 32 MiB together.");
     }
     const parts: Uint8Array[] = [];
     for await (const part of await this.#blobs.open(file.digest)) parts.push(part as Uint8Array);
@@ -74,12 +82,16 @@ export class ArchiveFiles {
   }
 
   async #add(entry: LayerEntry): Promise<void> {
+    if (!["file", "symlink", "hardlink"].includes(entry.type)) return;
+    // Also those that take another's place: each is written to the disk.
+    if (++this.#entries > maxFiles) {
+      throw new BerthError("invalid_archive", `The archive has more than ${String(maxFiles)} files and links.`);
+    }
     const path = clean(entry.path);
     if (entry.type === "symlink")
       this.#links.set(path, clean(`${path.slice(0, path.lastIndexOf("/") + 1)}${entry.target}`));
     if (entry.type === "hardlink") this.#links.set(path, clean(entry.target));
     if (entry.type !== "file") return;
-    if (this.#files.size >= maxFiles) throw new BerthError("invalid_archive", "The archive has too many files.");
     const file = await this.#store(path, entry);
     this.#files.set(path, file);
     this.#digests.set(file.digest, file);

@@ -244,6 +244,27 @@ describe("loading", () => {
     }
   });
 
+  test("has a bounded number of entries, and of bytes that are read as documents", async () => {
+    const links = Array.from({ length: 10_001 }, (_, n) => entry(`l${String(n)}`, { type: "symlink", target: "x" }));
+    // A link takes a few bytes of a compressed archive; so does a file that takes the place of one before it.
+    const same = Array.from({ length: 10_001 }, () => entry("same", { type: "hardlink", target: "x" }));
+    for (const entries of [links, same]) {
+      const { body } = await load(gzipSync(await collect(writeTar(entries))));
+      expect(body).toMatchObject({ code: "invalid_archive", detail: expect.stringMatching(/10000 files/) as string });
+    }
+    const large = configOf([], { author: "x".repeat(3 << 20) });
+    const archive = (count: number) =>
+      tarOf({
+        "c.json": large,
+        "manifest.json": JSON.stringify(
+          Array.from({ length: count }, () => ({ Config: "c.json", RepoTags: ["large:1"], Layers: [] })),
+        ),
+      });
+    expect((await load(await archive(2))).status).toBe(201);
+    const { body } = await load(await archive(12));
+    expect(body).toMatchObject({ code: "invalid_archive", detail: expect.stringMatching(/32 MiB together/) as string });
+  });
+
   test("is done once for one Idempotency-Key, and only by who may", async () => {
     const { tar } = await dockerArchive("once", ["once:1"]);
     const key = { "idempotency-key": "load-1" };
