@@ -51,7 +51,7 @@ export function addRegistryPush(app: App, services: Services, v2: string): void 
     try {
       return UploadState.parse(JSON.parse(open(secretKey, purpose(c), c.req.query("state") ?? "")));
     } catch {
-      throw unknown("BLOB_UPLOAD_UNKNOWN", "There is no such upload.");
+      throw unknownUpload();
     }
   };
 
@@ -64,19 +64,27 @@ export function addRegistryPush(app: App, services: Services, v2: string): void 
     return c.body(null, status);
   };
 
-  /** Stores what came before and what comes now as one blob. */
-  const append = async (c: Request, state: UploadState): Promise<StoredBlob | null> => {
+  /**
+   * Stores what came before and what comes now as one blob.
+   * @param expected the digest that it must have
+   */
+  const append = async (c: Request, state: UploadState, expected?: string): Promise<StoredBlob | null> => {
     const { body } = c.req.raw;
     const { digest, sizeBytes } = state;
-    const start = /^(\d{1,15})-\d{1,15}$/.exec(c.req.header("content-range") ?? "")?.[1];
-    if (start !== undefined && Number(start) !== sizeBytes) throw badUpload(`The upload has ${sizeBytes} bytes.`);
+    requireRange(c, sizeBytes);
+    // From here on what came before is not collected.
+    if (digest !== null && (await services.blobs.size(digest)) === null) throw unknownUpload();
     if (body === null || c.req.header("content-length") === "0") return digest === null ? null : { digest, sizeBytes };
     const whole = joined(services, digest, Readable.fromWeb(body));
-    return uploads.store(c.var.scope.projectId, () => services.blobs.put(whole, { maxBytes: limits.contextBytes }));
+    const expect = { maxBytes: limits.contextBytes, ...(expected === undefined ? {} : { digest: expected }) };
+    return uploads.store(c.var.scope.projectId, () => services.blobs.put(whole, expect));
   };
 
   const finish = async (c: Request, state: UploadState, digest: string) => {
-    const stored = (await append(c, state)) ?? (await services.blobs.put([], { maxBytes: 0 }));
+    if (!digestPattern.test(digest)) {
+      throw new BerthError("digest_mismatch", "The digest must be sha256: and 64 hex digits.");
+    }
+    const stored = (await append(c, state, digest)) ?? (await services.blobs.put([], { maxBytes: 0 }));
     if (stored.digest !== digest) {
       throw new BerthError("digest_mismatch", `The content has the digest ${stored.digest}, not ${digest}.`);
     }
@@ -117,13 +125,13 @@ export function addRegistryPush(app: App, services: Services, v2: string): void 
   app.put(`${v2}/manifests/:reference`, async (c) => {
     const repository = ownRepository(c.req.param("repository") ?? "");
     const text = c.req.param("reference");
-    const bytes = await readDocument(c);
+    const bytes = await uploads.store(c.var.scope.projectId, () => readDocument(c));
     const digest = digestOf(bytes);
     const byDigest = digestPattern.test(text);
     if (byDigest && text !== digest) {
       throw new BerthError("digest_mismatch", `The manifest has the digest ${digest}, not ${text}.`);
     }
-    const reference = parseReference(byDigest ? `${repository}@${digest}` : `${repository}:${text}`);
+    const reference = byDigest ? parseReference(`${repository}@${digest}`) : tagged(repository, text);
     const image = await imageOf(services, c, { bytes, digest, byDigest });
     await services.blobs.put([bytes], { digest, maxBytes: bytes.length });
     await record(services, c, { digest, sizeBytes: bytes.length }, image, reference);
@@ -209,6 +217,27 @@ function ownRepository(name: string): string {
     "invalid_reference",
     `${JSON.stringify(name.slice(0, 300))} can't be a repository of a project.`,
   );
+}
+
+/** A tag in a repository, and nothing else that a reference may have. @throws BerthError `invalid_reference` */
+function tagged(repository: string, tag: string): ImageReference {
+  const reference = parseReference(`${repository}:${tag}`);
+  if (reference.repository === repository && reference.tag === tag) return reference;
+  throw new BerthError("invalid_reference", `${JSON.stringify(tag.slice(0, 300))} can't be a tag.`);
+}
+
+const unknownUpload = () => unknown("BLOB_UPLOAD_UNKNOWN", "There is no such upload.");
+
+/** What comes must be what follows, where its sender says what it is: `Content-Range: 0-9`, or as RFC 9110 has it. */
+function requireRange(c: Request, sizeBytes: number): void {
+  const range = /^(?:bytes[ =])?(\d{1,15})-(\d{1,15})(?:\/[\d*]+)?$/.exec(c.req.header("content-range") ?? "");
+  if (range === null) return;
+  const [start, end] = [Number(range[1]), Number(range[2])];
+  if (start !== sizeBytes) throw badUpload(`The upload has ${sizeBytes} bytes.`);
+  const length = c.req.header("content-length");
+  if (length !== undefined && Number(length) !== end - start + 1) {
+    throw badUpload(`The body has ${length} bytes, and not ${start} to ${end}.`);
+  }
 }
 
 /** Whether a blob of another repository of the project is now one that was sent. */

@@ -25,6 +25,11 @@ export function addRegistry(app: App, services: Services): void {
 
   const authenticated: MiddlewareHandler<Env> = async (c, next) => {
     const authorization = c.req.header("authorization") ?? "";
+    // Neither a name nor a digest has it, and the database can't be asked for it.
+    const texts = Object.values<string>({ ...c.req.param(), ...c.req.query() });
+    if (texts.some((text) => text.includes("\0"))) {
+      throw new BerthError("invalid_reference", "A name must not have NUL characters.");
+    }
     const token = /^Bearer ([\x21-\x7e]{1,512})$/i.exec(authorization)?.[1] ?? basicToken(authorization);
     if (token === null) throw new BerthError("unauthorized", "Give a token as the password; the user can be anything.");
     const { principal, project, scope } = await identify(token, c.req.param("project"));
@@ -60,9 +65,10 @@ export function addRegistry(app: App, services: Services): void {
 
   app.get(inProject[2], async (c) => {
     const { project, repository } = c.req.param();
-    const asked = c.req.query("n");
-    const n = asked === undefined ? allTags : Number(asked);
-    if (!Number.isInteger(n) || n < 0 || n > maxTags) throw new BerthError("invalid_request", `n is 0 to ${maxTags}.`);
+    const asked = c.req.query("n") ?? String(allTags);
+    if (!/^\d{1,15}$/.test(asked)) throw new BerthError("invalid_request", "n must be a number.");
+    // Who asks for more gets them in pages.
+    const n = Math.min(Number(asked), maxTags);
     // One more than asked tells whether there are more.
     const tags = await repositoryTags(sql, c.var.scope, repository, { n: n + 1, last: c.req.query("last") ?? "" });
     if (tags === null) throw unknown("NAME_UNKNOWN", `The project has no repository ${repository}.`);

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { neededBlobs } from "../../src/db/unneeded-blobs.ts";
+import type { ClusterStore } from "../../src/image/blobs.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
 import { createApi, type TestApi, type TestProject } from "../support/api.ts";
 import { collect, entry, sha256 } from "../support/image.ts";
@@ -118,7 +119,19 @@ describe("the registry", () => {
       null,
     ]);
     expect((await ask("/v2/acme/none/tags/list")).problem()).toBe("NAME_UNKNOWN");
-    expect((await ask("/v2/acme/web/tags/list?n=x")).status).toBe(400);
+    for (const n of ["x", "", "-1", "1.5"]) expect((await ask(`/v2/acme/web/tags/list?n=${n}`)).status, n).toBe(400);
+    // Who asks for more than a page gets a page.
+    for (const [query, tags] of [
+      ["n=10000", ["1", "2"]],
+      ["n=0", []],
+      ["last=1", ["2"]],
+      ["last=zzz", []],
+    ] as const) {
+      const { status, bytes, headers } = await ask(`/v2/acme/web/tags/list?${query}`);
+      expect([status, JSON.parse(bytes.toString()), headers.get("link")], query).toEqual([
+        ...[200, { name: "acme/web", tags }, null],
+      ]);
+    }
   });
 
   test("knows nothing of other projects, nor what no image of the repository has", async () => {
@@ -145,6 +158,23 @@ describe("the registry", () => {
     expect((await ask(`/v2/other/web/blobs/${layer.digest}`, { token })).problem()).toBe("BLOB_UNKNOWN");
     // The operator names the project by its path.
     expect((await ask("/v2/acme/web/manifests/1", { token: api.operator })).status).toBe(200);
+  });
+
+  test("refuses names that nothing can have", async () => {
+    for (const path of [
+      "web/tags/list?last=%00",
+      "we%00b/tags/list",
+      "we%00b/manifests/1",
+      "web/manifests/%00",
+      `we%00b/blobs/${layer.digest}`,
+    ]) {
+      const { status, problem } = await ask(`/v2/acme/${path}`);
+      expect([status, problem()], path).toEqual([400, "NAME_INVALID"]);
+    }
+    const mount = await ask(`/v2/acme/web/blobs/uploads/?mount=${layer.digest}&from=acme/%00`, {
+      ...{ method: "POST", token: acme.tokens.deployer },
+    });
+    expect(mount.status).toBe(400);
   });
 
   test("lets who may only look push nothing, and nobody what is not of the protocol", async () => {
@@ -242,6 +272,58 @@ describe("pushing", () => {
     });
   });
 
+  test("takes what follows, however its range is written, and no other", async () => {
+    const bytes = Buffer.from("twenty bytes of blob");
+    const piece = async (range: string, part: Buffer, from: string) =>
+      send("PATCH", from, part, { "content-range": range, "content-length": String(part.length) });
+    for (const [first, second] of [
+      ["0-9", "10-19"],
+      ["bytes 0-9/20", "bytes 10-19/*"],
+      ["bytes=0-9", "bytes=10-19"],
+    ] as const) {
+      const begun = (await send("POST", "/v2/acme/pushed/blobs/uploads/")).headers.get("location") ?? "";
+      const half = await piece(first, bytes.subarray(0, 10), begun);
+      expect(half.status, first).toBe(202);
+      const next = half.headers.get("location") ?? "";
+      for (const wrong of [first, second.replace("19", "18")]) {
+        expect((await piece(wrong, bytes.subarray(10), next)).problem(), wrong).toBe("BLOB_UPLOAD_INVALID");
+      }
+      const last = (await piece(second, bytes.subarray(10), next)).headers.get("location") ?? "";
+      expect((await send("PUT", `${last}&digest=${sha256(bytes)}`)).status).toBe(201);
+    }
+    expect((await send("GET", `/v2/acme/pushed/blobs/${sha256(bytes)}`)).bytes.equals(bytes)).toBe(true);
+  });
+
+  test("keeps nothing that is not what its sender says, and takes an empty blob", async () => {
+    const bytes = Buffer.from("said to be another");
+    const at = "/v2/acme/pushed/blobs/uploads/?digest=";
+    for (const digest of ["", `SHA256:${"0".repeat(64)}`, `sha512:${"0".repeat(128)}`, `sha256:${"0".repeat(64)}`]) {
+      const { status, problem } = await send("POST", `${at}${digest}`, bytes);
+      expect([status, problem()], digest).toEqual([400, "DIGEST_INVALID"]);
+    }
+    expect(await api.services.blobs.size(sha256(bytes))).toBeNull();
+    const empty = Buffer.alloc(0);
+    expect((await send("POST", `${at}${sha256(empty)}`)).status).toBe(201);
+    expect((await send("GET", `/v2/acme/pushed/blobs/${sha256(empty)}`)).headers.get("content-length")).toBe("0");
+  });
+
+  test("does not go on with an upload whose bytes are gone", async () => {
+    const bytes = Buffer.from("collected before it was finished");
+    const begun = await send("POST", "/v2/acme/pushed/blobs/uploads/");
+    const next = (await send("PATCH", begun.headers.get("location") ?? "", bytes)).headers.get("location") ?? "";
+    await (api.services.blobs as ClusterStore).delete(sha256(bytes));
+    for (const [method, query, body] of [
+      ["PUT", `&digest=${sha256(bytes)}`, undefined],
+      ["PUT", `&digest=${sha256(Buffer.concat([bytes, bytes]))}`, bytes],
+      ["PATCH", "", bytes],
+    ] as const) {
+      const { status, problem } = await send(method, `${next}${query}`, body);
+      expect([status, problem()]).toEqual([404, "BLOB_UPLOAD_UNKNOWN"]);
+    }
+    const known = await api.database.owner`select from uploaded_blobs where digest = ${sha256(bytes)}`;
+    expect(known).toHaveLength(0);
+  });
+
   test("gives nobody a blob for naming its digest", async () => {
     const theirs = await image("of another project", { sent: false });
     const stores = [theirs.layer, theirs.config];
@@ -329,6 +411,9 @@ describe("pushing", () => {
       ],
       ["pushed/manifests/w", Buffer.alloc(5 << 20, " "), undefined, 413, "SIZE_INVALID"],
       ["pushed/manifests/no%20tag", manifest, undefined, 400, "NAME_INVALID"],
+      // What a reference may have besides is no part of a tag.
+      ["pushed/manifests/5000%2Fother:w", manifest, undefined, 400, "NAME_INVALID"],
+      [`pushed/manifests/w@sha256:${"0".repeat(64)}`, manifest, undefined, 400, "NAME_INVALID"],
       ["docker.io/library/x/manifests/1", manifest, undefined, 400, "NAME_INVALID"],
       ["UPPER/manifests/1", manifest, undefined, 400, "NAME_INVALID"],
     ];
