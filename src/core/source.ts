@@ -21,6 +21,8 @@ export interface SourcePayload extends Pick<BuildPayload, SealedKind> {
   ref: string;
   /** Also when nothing has changed. */
   again?: true;
+  /** The repository whose builds may have the secrets; absent: there are none. */
+  secretsUrl?: string;
   /** The job of the build that may come of it. */
   buildJobId: string;
   /** Credentials, sealed for this job and for the build's (`jobSealPurpose`), and the origin that they are for alone. */

@@ -171,6 +171,7 @@ async function payloadFor(
     seal(secretKey, jobSealPurpose({ kind, id }), text);
   const forBuild = row === undefined ? {} : sealedForBuild(secretKey, source.id, row.seals, buildJobId);
   const payload: SourcePayload & Record<string, unknown> = { ...asked, ...forBuild, buildJobId };
+  if (typeof row?.url === "string" && forBuild.secrets !== undefined) payload.secretsUrl = row.url;
   if (row !== undefined && row.url !== null && row.sealed !== null) {
     const text = open(secretKey, `auth:${source.id}`, row.sealed);
     const { origin } = new URL(row.url);

@@ -34,11 +34,20 @@ export interface Reading {
  * the job's lease is lost; `quota_exceeded` when the project has too many open jobs. Nothing was written then.
  */
 export async function recordRead(sql: Pool, job: ClaimedJob, read: ReadHead): Promise<Reading> {
-  const { ref, again, buildJobId, auth: sealed, registryAuth, secrets } = job.payload as unknown as SourcePayload;
+  const {
+    ref,
+    again,
+    buildJobId,
+    auth: sealed,
+    registryAuth,
+    secrets,
+    secretsUrl,
+  } = job.payload as unknown as SourcePayload;
   const payload = {
     ...(sealed?.origin === new URL(read.url).origin ? { auth: sealed.build } : {}),
     ...(registryAuth === undefined ? {} : { registryAuth }),
-    ...(secrets === undefined ? {} : { secrets }),
+    // The source may have another repository since the read was asked for.
+    ...(secrets === undefined || secretsUrl !== read.url ? {} : { secrets }),
   };
   const source = { id: job.subjectId ?? "", projectId: job.projectId };
   return sql.begin(async (tx) => {

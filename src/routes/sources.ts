@@ -302,7 +302,9 @@ function changedFields(
   }
   const name = change.name ?? before.name;
   const kept = (kind: keyof SourceSeals) =>
-    changed(change[kind], before.seals[kind], (record) => sealedRecord(services, kind, before.id, record));
+    changed(change[kind], keptSeal(kind, before, change.url), (record) =>
+      sealedRecord(services, kind, before.id, record),
+    );
   return {
     name,
     url: change.url ?? before.url,
@@ -319,6 +321,11 @@ function changedFields(
 function keptAuth({ url, authSealed }: SourceRow, to: string | undefined): string | null {
   const same = url === null || to === undefined || new URL(url).origin === new URL(to).origin;
   return same ? authSealed : null;
+}
+
+/** What a source keeps for its builds. Secrets are for those of its repository: another's Dockerfile could show them. */
+function keptSeal(kind: keyof SourceSeals, { url, seals }: SourceRow, to: string | undefined): string | null {
+  return kind === "secrets" && to !== undefined && to !== url ? null : seals[kind];
 }
 
 /** A field of a PATCH: kept when it is not given, gone when it is null. */

@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
 import { newId } from "../../src/core/ids.ts";
 import type { JobOutcome } from "../../src/core/job.ts";
+import { seal } from "../../src/core/keys.ts";
+import { sourceSealPurpose } from "../../src/core/source.ts";
 import { recordDelivery } from "../../src/db/deliveries.ts";
 import { drizzle } from "../../src/db/drizzle.ts";
 import { type ClaimedJob, claimJobs, settleJobs, takeLost } from "../../src/db/leases.ts";
@@ -118,6 +120,32 @@ describe("a ref that was read", () => {
     await expect(read(job, "c2", "https://other.example")).rejects.toMatchObject({ code: "not_found" });
     await expect(deliver("2")).rejects.toMatchObject({ code: "not_found" });
   });
+});
+
+test("builds of another repository are not given the secrets of the one that was to be read", async () => {
+  const secrets = seal(secretKey, sourceSealPurpose("secrets", id), '{"npm":"hunter2"}');
+  const withSecrets = () => ({ ...fields(), seals: { registryAuth: null, secrets } });
+  const change = (url: string) =>
+    transact(db.api, asApi, async (tx) => {
+      const before = await lockSource(tx, asApi, id);
+      if (before !== null) await updateSource(tx, before, { ...withSecrets(), url });
+    });
+  const buildHasSecrets = async () => {
+    const [row] = await db.owner`select payload ? 'secrets' as has from jobs where kind = 'build'`;
+    return row?.["has"] as boolean;
+  };
+  await change("https://git.example/x.git");
+  await deliver("1");
+  const job = await claimOne();
+  await change("https://git.example/other.git");
+  expect(await read(job, "c1", "https://git.example/other.git")).toMatchObject({ started: true });
+  expect(await buildHasSecrets()).toBe(false);
+  // The same read, of the repository that they are for.
+  await db.owner`delete from builds where source_id = ${id}`;
+  await db.owner`delete from jobs where kind = 'build'`;
+  await change("https://git.example/x.git");
+  expect(await read(job, "c1")).toMatchObject({ started: true });
+  expect(await buildHasSecrets()).toBe(true);
 });
 
 test("reads don't count among a project's open jobs: many that wait for room keep none of them from building", async () => {

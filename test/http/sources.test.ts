@@ -165,6 +165,15 @@ describe("a source", () => {
     },
   );
 
+  test("loses its secrets with its repository, whose builds alone they are for", async () => {
+    const secrets = { npm: "hunter2" };
+    await create({ secrets });
+    const patch = async (change: object) => (await call("PATCH", "/v1/sources/web", change)).body.hasSecrets;
+    expect(await patch({ url, branches: ["main"] })).toBe(true);
+    expect(await patch({ url: "https://git.example/other.git" })).toBe(false);
+    expect(await patch({ url, secrets })).toBe(true);
+  });
+
   test("is changed field by field", async () => {
     const { body } = await create({ subdirectory: "a/./b/", build: { tags: ["site:1"], args: { A: "1" } } });
     expect(body).toMatchObject({ subdirectory: "a/b", build: { tags: ["site:1"], args: { A: "1" } } });
