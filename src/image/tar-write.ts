@@ -31,9 +31,10 @@ export async function* writeTar(
       if (written !== entry.size) {
         throw new RangeError(`an entry of ${String(entry.size)} bytes had ${String(written)} bytes of content`);
       }
-      parts.push(zeros.subarray(0, paddingOf(written)));
+      const padding = paddingOf(written);
+      if (padding > 0) parts.push(zeros.subarray(0, padding));
     }
-    yield Buffer.concat(parts);
+    if (parts.length > 0) yield Buffer.concat(parts);
   }
   yield zeros;
 }

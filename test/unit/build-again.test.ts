@@ -5,6 +5,7 @@ import { Readable } from "node:stream";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { BuildRequest, StepResult } from "../../src/core/build-request.ts";
 import { BerthError } from "../../src/core/errors.ts";
+import { emptyRoot } from "../../src/engine/build/empty-root.ts";
 import type { ImportedCaches } from "../../src/engine/build/imported-caches.ts";
 import { Leaving } from "../../src/engine/build/leaving.ts";
 import type { BuildMeans } from "../../src/engine/build/ports.ts";
@@ -184,6 +185,24 @@ test("a build that mounts caches ends when they are free again, for the next one
     expect(inUse).toBe(0);
     await means.leaving.end();
     rmSync(stored, { recursive: true });
+    kept.clear();
+  }
+});
+
+test("a sandbox that can't be taken away fails no build; its slot stays taken", async () => {
+  const busy = Promise.reject(new Error("busy"));
+  busy.catch(() => undefined);
+  for (const mount of ["--mount=type=cache,target=/c ", ""]) {
+    const caches = { open: () => Promise.resolve({ path: "/caches/c", close: () => undefined }) };
+    const leaving = new Leaving();
+    const withRoot = (_: readonly string[], use: (root: typeof emptyRoot) => Promise<unknown>) => use(emptyRoot);
+    const means = { sandboxes: { ...sandboxes(busy), caches }, leaving, withRoot } as unknown as BuildMeans;
+    const steps = [`RUN ${mount}["one"]`, `RUN ${mount}["two"]`];
+    const { image } = await build(Promise.resolve(), means, [], () => undefined, steps);
+    expect(image.layers).toHaveLength(2);
+    await expect(leaving.end()).rejects.toThrow("busy");
+    expect(slots).toBe(2);
+    [slots, present] = [0, new Set()];
     kept.clear();
   }
 });

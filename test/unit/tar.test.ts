@@ -5,7 +5,7 @@ import { blockSize, formatHeader, parseHeader } from "../../src/image/tar-header
 import { formatPax, formatTime, parsePax, parseTime } from "../../src/image/tar-pax.ts";
 import { readTar } from "../../src/image/tar-read.ts";
 import { writeTar } from "../../src/image/tar-write.ts";
-import { chunked, collect, entry } from "../support/image.ts";
+import { chunked, collect, entry, gather } from "../support/image.ts";
 
 async function readAll(tar: Uint8Array, chunk = 1 << 20): Promise<(Omit<LayerEntry, "content"> & { text: string })[]> {
   const all = [];
@@ -120,7 +120,28 @@ describe("writing and reading", () => {
   });
 
   test("content of another size than was said is an error, not a shifted archive", async () => {
-    await expect(collect(writeTar([entry("a", { content: "12345", size: 4 })]))).rejects.toThrow("4 bytes");
+    for (const [size, said] of [
+      [5, 4],
+      [4, 5],
+      [0, 1],
+      [20_000, 1],
+      [1, 20_000],
+      [20_001, 20_000],
+    ] as const) {
+      const wrong = entry("a", { content: Buffer.alloc(size), size: said });
+      await expect(collect(writeTar([wrong, entry("b")]))).rejects.toThrow(`${String(said)} bytes`);
+    }
+  });
+
+  test("no piece is empty, whatever the sizes of files and of what they come in", async () => {
+    for (const size of [0, 1, 512, 16_383, 16_384, 16_385, 32_768]) {
+      for (const piece of [1, 512, 32_768]) {
+        const content = chunked(Buffer.alloc(size, 1), piece);
+        const pieces = await gather(writeTar([{ ...entry("a"), size, content }]));
+        expect(pieces.map(({ length }) => length)).not.toContain(0);
+        expect(Buffer.concat(pieces)).toHaveLength(512 + Math.ceil(size / 512) * 512 + 1024);
+      }
+    }
   });
 });
 
