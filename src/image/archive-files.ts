@@ -12,7 +12,7 @@ const maxFiles = 10_000;
 const startBytes = 4;
 const maxLinks = 8;
 /** All documents of an archive together: each takes many times its size while it is used. */
-const maxDocumentsBytes = 8 * maxDocumentBytes;
+const maxDocumentsBytes = 4 * maxDocumentBytes;
 
 /** A file of an archive, in the store. `compression`: as its first bytes are. */
 export interface ArchivedFile extends StoredBlob {
@@ -74,7 +74,7 @@ export class ArchiveFiles {
     }
     this.#readBytes += file.sizeBytes;
     if (this.#readBytes > maxDocumentsBytes) {
-      throw new BerthError("invalid_archive", "The archive's manifests and configs are larger than 32 MiB together.");
+      throw new BerthError("invalid_archive", "The archive's manifests and configs are larger than 16 MiB together.");
     }
     const parts: Uint8Array[] = [];
     for await (const part of await this.#blobs.open(file.digest)) parts.push(part as Uint8Array);

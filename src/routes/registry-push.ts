@@ -4,7 +4,7 @@ import { z } from "zod";
 import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { open, seal } from "../core/keys.ts";
-import { platformOf } from "../core/platform.ts";
+import { platformFit, platformOf } from "../core/platform.ts";
 import { digestPattern, formatReference, type ImageReference, parseReference } from "../core/reference.ts";
 import { appendEvent } from "../db/events.ts";
 import { deleteTag, insertImage, putTag } from "../db/images.ts";
@@ -148,8 +148,8 @@ interface SentImage {
 }
 
 /**
- * The image that a manifest describes, or an index for this machine. null: it is none that runs, and is only kept: an
- * attestation, say, or what an index is about to name.
+ * The image that a manifest describes, or an index for this machine. null: it is none that runs, and is only kept for
+ * a day: an attestation, say, or another platform's that an index is about to name.
  */
 async function imageOf(
   services: Services,
@@ -163,9 +163,13 @@ async function imageOf(
     if (byDigest) return null;
     throw error;
   }
-  if (parsed.kind === "image") return imageWith(services, c, parsed, bytes, digest);
+  const wanted = platformOf(process.arch);
+  if (parsed.kind === "image") {
+    const sent = await imageWith(services, c, parsed, bytes, digest);
+    return byDigest && platformFit(wanted, sent.image.config) === 0 ? null : sent;
+  }
   if (byDigest) return null;
-  const chosen = selectManifest(parsed, platformOf(process.arch), c.req.param("reference") ?? "");
+  const chosen = selectManifest(parsed, wanted, c.req.param("reference") ?? "");
   await requireBlob(services, c, chosen);
   const child = await readBlob(services, chosen.digest);
   return imageWith(services, c, parseManifest(child, chosen.mediaType) as ImageManifest, child, chosen.digest);

@@ -22,7 +22,7 @@ let blobs: FileBlobs;
 let layers: LayerStore;
 const mounted: string[] = [];
 
-beforeEach(async () => {
+beforeEach(() => {
   owned = Owned.directory("berth-layers-");
   ({ directory } = owned.footprint);
   blobs = new FileBlobs(join(directory, "blobs"));

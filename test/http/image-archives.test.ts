@@ -262,7 +262,7 @@ describe("loading", () => {
       });
     expect((await load(await archive(2))).status).toBe(201);
     const { body } = await load(await archive(12));
-    expect(body).toMatchObject({ code: "invalid_archive", detail: expect.stringMatching(/32 MiB together/) as string });
+    expect(body).toMatchObject({ code: "invalid_archive", detail: expect.stringMatching(/16 MiB together/) as string });
   });
 
   test("is done once for one Idempotency-Key, and only by who may", async () => {

@@ -393,6 +393,11 @@ describe("pushing", () => {
     const [row] = await api.database
       .owner`select array_agg(tag) as tags from tags where repository = 'many' and digest = ${sha256(ours)}`;
     expect(row).toEqual({ tags: ["1"] });
+    // Nor does what the index names besides become an image that nobody asked for and nothing removes.
+    const listed = await api.app.request("/v1/images?repository=many", {
+      headers: { authorization: `Bearer ${token()}` },
+    });
+    expect(((await listed.json()) as { items: unknown[] }).items).toMatchObject([{ tags: ["many:1"] }]);
   });
 
   test("says what is wrong with a manifest, and records nothing of it", async () => {
