@@ -150,6 +150,9 @@ async function readBody({ blobs, limits }: Services, c: Request): Promise<Archiv
     throw new BerthError("unsupported_media_type", "Send a compressed tar as it is, without Content-Encoding.");
   }
   const maxBytes = limits.contextBytes;
+  if (Number(c.req.header("content-length") ?? 0) > maxBytes) {
+    throw new BerthError("body_too_large", `An archive has at most ${String(maxBytes)} bytes.`);
+  }
   const images = await readImageArchive(Readable.fromWeb(body), blobs, { maxBytes, wanted: platformOf(process.arch) });
   // An upload may have taken long: from here on nothing of it is collected until it is recorded.
   for (const { digests } of images) {

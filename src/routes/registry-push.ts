@@ -45,9 +45,11 @@ export function addRegistryPush(app: App, services: Services, v2: string): void 
   const { sql, secretKey, limits } = services;
   const uploads = new Uploads(limits.uploads);
   const purpose = (c: Request) => `upload:${c.var.scope.projectId}`;
-  const nameOf = (c: Request) => `/v2/${c.req.param("project") ?? ""}/${c.req.param("repository") ?? ""}`;
+  const nameOf = (c: Request) =>
+    `/v2/${c.req.param("project") ?? ""}/${ownRepository(c.req.param("repository") ?? "")}`;
 
   const stateOf = (c: Request): UploadState => {
+    ownRepository(c.req.param("repository") ?? "");
     try {
       return UploadState.parse(JSON.parse(open(secretKey, purpose(c), c.req.query("state") ?? "")));
     } catch {
@@ -72,6 +74,9 @@ export function addRegistryPush(app: App, services: Services, v2: string): void 
     const { body } = c.req.raw;
     const { digest, sizeBytes } = state;
     requireRange(c, sizeBytes);
+    if (sizeBytes + Number(c.req.header("content-length") ?? 0) > limits.contextBytes) {
+      throw new BerthError("body_too_large", `A blob has at most ${limits.contextBytes} bytes.`);
+    }
     // From here on what came before is not collected.
     if (digest !== null && (await services.blobs.size(digest)) === null) throw unknownUpload();
     if (body === null || c.req.header("content-length") === "0") return digest === null ? null : { digest, sizeBytes };

@@ -265,6 +265,12 @@ describe("loading", () => {
     expect(body).toMatchObject({ code: "invalid_archive", detail: expect.stringMatching(/16 MiB together/) as string });
   });
 
+  test("refuses what is too large before it reads it", async () => {
+    const { tar } = await dockerArchive("large", ["large:1"]);
+    const { status, body } = await load(tar, "", acme, { "content-length": String(2 ** 40) });
+    expect([status, body.code]).toEqual([413, "body_too_large"]);
+  });
+
   test("is done once for one Idempotency-Key, and only by who may", async () => {
     const { tar } = await dockerArchive("once", ["once:1"]);
     const key = { "idempotency-key": "load-1" };
