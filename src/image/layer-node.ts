@@ -18,8 +18,8 @@ export class LayerNode {
   /** Of a file: where its content is in the image, in blocks, and its bytes. */
   block = 0;
   size = 0;
-  /** The content of a small file that is to stand behind its inode; null: it is in blocks. */
-  inline: Buffer | null = null;
+  /** Of a small file whose content is to stand behind its inode: where that is held meanwhile; null: it is in blocks. */
+  inline: number | null = null;
   /** Of a symlink. */
   target: ByteString = "";
   /** Of a directory. */

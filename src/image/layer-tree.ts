@@ -30,7 +30,7 @@ export class LayerTree {
   }
 
   /**
-   * Places an entry. Returns its node when that is a file whose `block` the caller must set, otherwise null.
+   * Places an entry. Returns its node when that is a file whose content the caller must place, otherwise null.
    * @throws BerthError `invalid_image` for paths that leave the root and links to nothing, `layer_too_large` for limits.
    */
   add(entry: LayerEntry): LayerNode | null {

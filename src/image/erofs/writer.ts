@@ -3,6 +3,7 @@ import type { LayerNode } from "../layer-node.ts";
 import { directoryNames, encodeDirectory } from "./directory.ts";
 import { blockSize, encodeInode, encodeSuperblock, nidUnit, superblockOffset } from "./format.ts";
 import { isInline, type Layout, layOut } from "./layout.ts";
+import { SmallContents } from "./small-contents.ts";
 import { encodeXattrs, xattrCount } from "./xattr.ts";
 
 /**
@@ -21,7 +22,7 @@ const pieceBytes = 64 << 10;
  */
 export class ErofsWriter {
   readonly #sink: FileSink;
-  #inlineBytes = 0;
+  readonly #small = new SmallContents();
 
   private constructor(sink: FileSink) {
     this.#sink = sink;
@@ -35,9 +36,8 @@ export class ErofsWriter {
 
   /** Takes the content of a file, whose node knows its size: all of it comes, or an error does. */
   async addFile(node: LayerNode, content: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): Promise<void> {
-    if (node.size <= inlined.file && this.#inlineBytes + node.size <= inlined.all) {
-      this.#inlineBytes += node.size;
-      node.inline = await collected(content, node.size);
+    if (node.size <= inlined.file && this.#small.bytes + node.size <= inlined.all) {
+      node.inline = await this.#small.add(content, node.size);
       return;
     }
     node.block = this.#sink.position / blockSize;
@@ -49,7 +49,7 @@ export class ErofsWriter {
   async finish(root: LayerNode, uuid: Uint8Array): Promise<number> {
     const layout = await layOut(root, this.#sink.position / blockSize);
     for (const node of layout.apart) {
-      await this.#sink.write(payload(node));
+      await this.#sink.write(this.#payload(node));
       await this.#sink.pad(blockSize);
     }
     const metadataBlock = this.#sink.position / blockSize;
@@ -83,31 +83,21 @@ export class ErofsWriter {
       const place = { layout: behind ? "inline" : "plain", block: node.block, size: node.size } as const;
       add(encodeInode(node, place, xattrCount(xattrs.length)));
       if (xattrs.length > 0) add(xattrs);
-      if (behind) add(payload(node));
+      if (behind) add(this.#payload(node));
       if (bytes >= pieceBytes) await write();
     }
     await write();
     await this.#sink.padTo(start + layout.metadataBytes);
     await this.#sink.pad(blockSize);
   }
+
+  /** What stands behind a node's inode, or in blocks of its own. */
+  #payload(node: LayerNode): Buffer {
+    if (node.type === "directory") return encodeDirectory(node, directoryNames(node));
+    if (node.inline !== null) return this.#small.at(node.inline, node.size);
+    return Buffer.from(node.target, "latin1");
+  }
 }
 
 /** Inodes lie less than a block apart. */
 const zeros = Buffer.alloc(blockSize);
-
-/** What stands behind a node's inode, or in blocks of its own. */
-function payload(node: LayerNode): Buffer {
-  if (node.type === "directory") return encodeDirectory(node, directoryNames(node));
-  return node.inline ?? Buffer.from(node.target, "latin1");
-}
-
-async function collected(content: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, size: number): Promise<Buffer> {
-  const bytes = Buffer.allocUnsafe(size);
-  let filled = 0;
-  for await (const chunk of content) {
-    bytes.set(chunk, filled);
-    filled += chunk.length;
-  }
-  if (filled < size) throw new RangeError("a file has less content than its size says");
-  return bytes;
-}
