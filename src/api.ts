@@ -7,6 +7,7 @@ import type { Pool } from "./db/scope.ts";
 import { sourceIds } from "./db/sources.ts";
 import { claimBlob, dueBlobs, neededBlobs, recordUnneeded, removeUnneeded } from "./db/unneeded-blobs.ts";
 import { topics, Wakeups } from "./db/wakeups.ts";
+import { requireDisk } from "./engine/host-disk.ts";
 import { openClusterStore } from "./image/blob-stores.ts";
 import type { ClusterStore } from "./image/blobs.ts";
 import { collectBlobs } from "./image/collect-blobs.ts";
@@ -51,7 +52,7 @@ async function startApi(config: Config, log: Log): Promise<Api> {
   const { blobStore, bucketCredentials, dataDir } = config;
   const claim = (digest: string) => claimBlob(sql, digest);
   // Below the directory of `file:` and not the same: what is on its way to a bucket goes after an hour.
-  const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs/near`, claim);
+  const blobs = openClusterStore(blobStore, bucketCredentials, `${dataDir}/blobs/near`, claim, requireDisk);
   if (blobStore.kind === "s3") await reach(blobs);
   const repositories = new Repositories(`${config.dataDir}/git`, repositoryLimits);
   const services = {

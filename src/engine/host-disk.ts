@@ -11,8 +11,9 @@ export async function freeDisk(dataDir: string): Promise<number> {
 }
 
 /**
- * To be asked before a job that fills the host's disk, such as a build: nothing comes to a host that has less of it free than
- * it keeps, for that is its containers'. A later attempt may find another host.
+ * To be asked before a job that fills the host's disk, such as a build, and while the API stores what clients send: nothing
+ * comes to a host that has less of it free than it keeps, for that is its containers' and the database's. A later attempt may
+ * find another host.
  * @throws BerthError `disk_full`
  */
 export function requireDisk(dataDir: string): void {

@@ -17,18 +17,20 @@ const idleMs = 30_000;
 /**
  * The cluster's store, for the API role and for a worker of its machine.
  * @param near Directory of this process's own for what is on its way to a bucket.
+ * @param requireRoom as of FileBlobs
  */
 export function openClusterStore(
   place: BlobPlace,
   credentials: BucketCredentials | null,
   near: string,
   claim: Claim,
+  requireRoom?: (directory: string) => void,
 ): ClusterStore {
-  if (place.kind === "file") return new FileBlobs(place.directory, claim);
+  if (place.kind === "file") return new FileBlobs(place.directory, claim, requireRoom);
   if (credentials === null) throw new Error("a bucket needs credentials");
   const retry = new Retry();
   const bucket = new Bucket(place, credentials, new HttpClient(anywhere, idleMs), retry);
-  return new BucketBlobs(new FileBlobs(near, claim), bucket, retry, claim);
+  return new BucketBlobs(new FileBlobs(near, claim, requireRoom), bucket, retry, claim);
 }
 
 /**

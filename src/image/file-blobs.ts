@@ -12,6 +12,8 @@ import { IncomingFile } from "./incoming-file.ts";
 
 const chunk = 256 << 10;
 const sync = promisify(fsync);
+/** After so many bytes it is asked again whether there is room. */
+const askedEvery = 64 << 20;
 
 /**
  * Blobs in a directory: `sha256/<hex>`, and `tmp/` for what is being written. The unprivileged API owns the directory and
@@ -22,12 +24,15 @@ export class FileBlobs implements ClusterStore {
   readonly #blobs: string;
   readonly #uploads: string;
   readonly #claim: Claim;
+  readonly #requireRoom: (() => void) | null;
   #owner: Stats | null = null;
 
-  constructor(directory: string, claim: Claim = () => Promise.resolve()) {
+  /** @param requireRoom throws when the directory's disk has no room for what is put: see engine/host-disk.ts. */
+  constructor(directory: string, claim: Claim = () => Promise.resolve(), requireRoom?: (directory: string) => void) {
     this.#blobs = join(directory, "sha256");
     this.#uploads = join(directory, "tmp");
     this.#claim = claim;
+    this.#requireRoom = requireRoom === undefined ? null : () => requireRoom(directory);
   }
 
   async size(digest: string): Promise<number | null> {
@@ -48,7 +53,8 @@ export class FileBlobs implements ClusterStore {
   async put(source: Bytes, expect: PutExpectation): Promise<StoredBlob> {
     const incoming = await this.#begin();
     try {
-      await incoming.append(source, expect.maxBytes);
+      const content = this.#requireRoom === null ? source : whileRoom(source, this.#requireRoom);
+      await incoming.append(content, expect.maxBytes);
       return await this.#keep(incoming, expect);
     } finally {
       await incoming.close();
@@ -166,6 +172,20 @@ export class FileBlobs implements ClusterStore {
     }
     this.#owner = owner;
     return owner;
+  }
+}
+
+/** The source's bytes, as long as there is room for them. */
+async function* whileRoom(source: Bytes, requireRoom: () => void): AsyncGenerator<Uint8Array, void> {
+  requireRoom();
+  let bytes = 0;
+  for await (const part of source) {
+    bytes += part.length;
+    if (bytes > askedEvery) {
+      requireRoom();
+      bytes = 0;
+    }
+    yield part;
   }
 }
 

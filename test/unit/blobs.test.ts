@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { BerthError } from "../../src/core/errors.ts";
 import { digestOf } from "../../src/image/digest.ts";
 import { FileBlobs } from "../../src/image/file-blobs.ts";
 import { breaking, collect, gather } from "../support/image.ts";
@@ -52,6 +53,26 @@ test("nothing stays of what is wrong, too large, refused or broken off", async (
   await expect(blobs.put(source(), { maxBytes: 1e9, confirm })).rejects.toThrow("refused");
   await expect(blobs.put(breaking([content], "line cut"), { maxBytes: 1e9 })).rejects.toThrow("line cut");
   expect(await files()).toEqual([]);
+});
+
+test("what comes is taken as long as there is room, and nothing stays of it when there is none left", async () => {
+  const room = { times: Number.POSITIVE_INFINITY };
+  const full = new BerthError("disk_full", "no room");
+  const asked: string[] = [];
+  const store = new FileBlobs(directory, undefined, (place) => {
+    asked.push(place);
+    if (--room.times < 0) throw full;
+  });
+  const large = () => Readable.from(Array.from({ length: 200 }, () => Buffer.alloc(1 << 20)));
+  const { digest: stored } = await store.put(large(), { maxBytes: 1e9 });
+  // At its beginning, and after each 64 MiB.
+  expect(asked).toEqual([directory, directory, directory, directory]);
+  await store.delete(stored);
+  for (const times of [0, 2]) {
+    room.times = times;
+    await expect(store.put(large(), { maxBytes: 1e9 })).rejects.toBe(full);
+    expect(await files()).toEqual([]);
+  }
 });
 
 test("only digests are names", async () => {
