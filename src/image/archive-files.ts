@@ -1,5 +1,7 @@
+import { buffer } from "node:stream/consumers";
 import { BerthError } from "../core/errors.ts";
 import type { BlobStore, StoredBlob } from "./blobs.ts";
+import { bounded } from "./bounded.ts";
 import { coalesce } from "./byte-reader.ts";
 import { compress, decompress, detectCompression } from "./compress.ts";
 import { maxDocumentBytes } from "./document.ts";
@@ -76,9 +78,7 @@ export class ArchiveFiles {
     if (this.#readBytes > maxDocumentsBytes) {
       throw new BerthError("invalid_archive", "The archive's manifests and configs are larger than 16 MiB together.");
     }
-    const parts: Uint8Array[] = [];
-    for await (const part of await this.#blobs.open(file.digest)) parts.push(part as Uint8Array);
-    return Buffer.concat(parts);
+    return buffer(await this.#blobs.open(file.digest));
   }
 
   async #add(entry: LayerEntry): Promise<void> {
@@ -99,7 +99,7 @@ export class ArchiveFiles {
 
   async #store(path: ByteString, entry: LayerEntry): Promise<ArchivedFile> {
     const [, hex] = /^blobs\/sha256\/([0-9a-f]{64})$/.exec(path) ?? [];
-    const content = coalesce(counted(entry.content), startBytes)[Symbol.asyncIterator]();
+    const content = coalesce(chunksOf(entry.content), startBytes)[Symbol.asyncIterator]();
     const first = await content.next();
     const start = first.done === true ? Buffer.alloc(0) : first.value;
     const compression = detectCompression(start);
@@ -132,15 +132,6 @@ function clean(path: ByteString): ByteString {
   return parts.join("/");
 }
 
-async function* counted(content: LayerEntry["content"]): AsyncGenerator<Uint8Array, void> {
+async function* chunksOf(content: LayerEntry["content"]): AsyncGenerator<Uint8Array, void> {
   for await (const chunk of content) yield chunk;
-}
-
-async function* bounded(source: AsyncIterable<Uint8Array>, maxBytes: number): AsyncGenerator<Uint8Array, void> {
-  let bytes = 0;
-  for await (const chunk of source) {
-    bytes += chunk.length;
-    if (bytes > maxBytes) throw new BerthError("body_too_large", `An archive has at most ${String(maxBytes)} bytes.`);
-    yield chunk;
-  }
 }

@@ -1,3 +1,4 @@
+import { buffer } from "node:stream/consumers";
 import { BerthError } from "../core/errors.ts";
 import type { BlobStore } from "./blobs.ts";
 import { type LayerEntry, noXattrs } from "./layer-entry.ts";
@@ -57,9 +58,7 @@ const pathOf = (digest: string) => `blobs/sha256/${digest.slice("sha256:".length
 
 async function findImage({ digest, mediaType, names }: ImageToArchive, blobs: BlobStore): Promise<Found> {
   const size = await requireBlob(digest, blobs);
-  const parts: Uint8Array[] = [];
-  for await (const part of opened(digest, blobs)) parts.push(part);
-  const manifest = parseManifest(Buffer.concat(parts), mediaType);
+  const manifest = parseManifest(await buffer(await blobs.open(digest)), mediaType);
   if (manifest.kind === "index") throw new Error("an image of a project is never an index");
   return { manifest, descriptor: { mediaType, digest, size }, names };
 }

@@ -1,6 +1,7 @@
 import { Readable } from "node:stream";
 import { z } from "@hono/zod-openapi";
 import { BerthError } from "../core/errors.ts";
+import { bounded } from "../image/bounded.ts";
 import { type AgentRequest, readAll } from "./agents.ts";
 import { AbsolutePath } from "./container-schema.ts";
 import { containerParam, requireContainer } from "./containers.ts";
@@ -137,17 +138,6 @@ export function addContainerFiles(app: App, services: Services): void {
 
 async function* chunksOf(source: AsyncIterable<Buffer>): AsyncGenerator<Uint8Array> {
   yield* source;
-}
-
-async function* bounded(source: AsyncIterable<Uint8Array>, maxBytes: number): AsyncGenerator<Uint8Array> {
-  let bytes = 0;
-  for await (const chunk of source) {
-    bytes += chunk.length;
-    if (bytes > maxBytes) {
-      throw new BerthError("body_too_large", `An archive has at most ${String(maxBytes)} bytes.`);
-    }
-    yield chunk;
-  }
 }
 
 /** JSON that a header can carry: other characters than ASCII are escaped. */

@@ -1,4 +1,5 @@
 import { Readable } from "node:stream";
+import { buffer } from "node:stream/consumers";
 import { nanoid } from "nanoid";
 import { z } from "zod";
 import { BerthError } from "../core/errors.ts";
@@ -176,7 +177,7 @@ async function imageOf(
   if (byDigest) return null;
   const chosen = selectManifest(parsed, wanted, c.req.param("reference") ?? "");
   await requireBlob(services, c, chosen);
-  const child = await readBlob(services, chosen.digest);
+  const child = await buffer(await services.blobs.open(chosen.digest));
   return imageWith(services, c, parseManifest(child, chosen.mediaType) as ImageManifest, child, chosen.digest);
 }
 
@@ -188,7 +189,7 @@ async function imageWith(
   digest: string,
 ): Promise<SentImage> {
   for (const blob of [manifest.config, ...manifest.layers]) await requireBlob(services, c, blob);
-  const config = parseConfig(await readBlob(services, manifest.config.digest));
+  const config = parseConfig(await buffer(await services.blobs.open(manifest.config.digest)));
   const image = joinImage(manifest, digest, config, config, digest);
   return { image, manifest: JSON.parse(bytes.toString("utf8")) as Record<string, unknown> };
 }
@@ -265,12 +266,6 @@ async function requireBlob({ sql, blobs }: Services, c: Request, { digest, size 
   const repository = c.req.param("repository") ?? "";
   const known = (await hasBlob(sql, c.var.scope, repository, digest)) && (await blobs.size(digest)) === size;
   if (!known) throw unknown("MANIFEST_BLOB_UNKNOWN", `${digest} was not sent, with ${size} bytes.`);
-}
-
-async function readBlob({ blobs }: Services, digest: string): Promise<Buffer> {
-  const parts: Uint8Array[] = [];
-  for await (const part of await blobs.open(digest)) parts.push(part as Uint8Array);
-  return Buffer.concat(parts);
 }
 
 async function readDocument(c: Request): Promise<Buffer> {
