@@ -4,14 +4,13 @@ import { BerthError } from "../core/errors.ts";
 import { projectReference } from "../core/image-choice.ts";
 import { platformOf } from "../core/platform.ts";
 import { formatReference, type ImageReference, repositoryName } from "../core/reference.ts";
-import { appendEvent } from "../db/events.ts";
-import { findImage, insertImage, putTag } from "../db/images.ts";
+import { findImage, insertImage } from "../db/images.ts";
 import { type ArchivedImage, readImageArchive } from "../image/archive-read.ts";
 import { writeImageArchive } from "../image/archive-write.ts";
 import type { App, Request, Services } from "./context.ts";
 import { heldStream } from "./held-stream.ts";
 import { idempotencyHeader, once } from "./idempotency.ts";
-import { Image, imageView, noImage, Reference, resolveImage } from "./images.ts";
+import { Image, imageView, nameImage, noImage, Reference, resolveImage } from "./images.ts";
 import { json, operation } from "./operation.ts";
 import { repeated } from "./parameters.ts";
 import { invalidRequest } from "./problem.ts";
@@ -121,15 +120,12 @@ export function addImageArchives(app: App, services: Services): void {
       c,
       async (tx) => {
         const items: z.infer<typeof Image>[] = [];
-        for (const { image, manifest, references } of named) {
+        for (const { image, manifest } of named.toSorted(byDigest)) {
           const sizeBytes = image.layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
           await insertImage(tx, scope.projectId, { ...image, manifest, sizeBytes });
-          for (const name of references) {
-            const to = { projectId: scope.projectId, repository: repositoryName(name), tag: name.tag };
-            await putTag(tx, { ...to, digest: image.digest });
-            const data = { reference: formatReference(name) };
-            await appendEvent(tx, { projectId: scope.projectId, type: "image.tagged", subjectId: image.digest, data });
-          }
+        }
+        for (const { name, digest } of namesOf(named)) await nameImage(tx, scope.projectId, name, digest);
+        for (const { image, references } of named) {
           const row = await findImage(tx, scope, image.digest);
           const [first] = references;
           if (row === null || first === undefined) throw noImage(image.digest);
@@ -141,6 +137,17 @@ export function addImageArchives(app: App, services: Services): void {
     );
     return c.json(loaded, 201);
   });
+}
+
+const byDigest = (one: NamedArchive, other: NamedArchive) => (one.image.digest < other.image.digest ? -1 : 1);
+
+/** All names that are given, in their order. */
+function namesOf(images: readonly NamedArchive[]): { name: ImageReference; digest: string }[] {
+  return images
+    .flatMap(({ image, references }) =>
+      references.map((name) => ({ name, digest: image.digest, key: `${repositoryName(name)}\0${name.tag}` })),
+    )
+    .toSorted((one, other) => (one.key < other.key ? -1 : 1));
 }
 
 async function readBody({ blobs, limits }: Services, c: Request): Promise<ArchivedImage[]> {

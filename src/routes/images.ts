@@ -169,6 +169,18 @@ export function ownName(text: string, projectName: string): ImageReference & { t
   return { ...reference, tag: reference.tag };
 }
 
+/**
+ * Gives an image of the project a name, whatever had it before. Who gives several gives them by repository and tag in their
+ * order, as builds do: two that move the same ones would wait for each other.
+ */
+export async function nameImage(tx: Tx, projectId: string, name: ImageReference, digest: string): Promise<void> {
+  // One by digest alone has a tag that no client can write, so that the image keeps its repository.
+  const tag = name.tag ?? `@${name.digest ?? digest}`;
+  await putTag(tx, { projectId, repository: repositoryName(name), tag, digest });
+  const data = { reference: formatReference(name) };
+  await appendEvent(tx, { projectId, type: "image.tagged", subjectId: digest, data });
+}
+
 export function addImages(app: App, services: Services): void {
   const { sql } = services;
 
@@ -202,13 +214,7 @@ export function addImages(app: App, services: Services): void {
     const view = await once(services, c, async (tx) => {
       const { digest } = await resolveImage(tx, c, source);
       if ((await findImage(tx, scope, digest)) === null) throw noImage(source);
-      await putTag(tx, { projectId: scope.projectId, repository: name.repository, tag: name.tag, digest });
-      await appendEvent(tx, {
-        projectId: scope.projectId,
-        type: "image.tagged",
-        subjectId: digest,
-        data: { reference: formatReference(name) },
-      });
+      await nameImage(tx, scope.projectId, name, digest);
       const row = await findImage(tx, scope, digest);
       if (row === null) throw noImage(source);
       return imageView(row, formatReference(name));

@@ -6,9 +6,8 @@ import { BerthError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { open, seal } from "../core/keys.ts";
 import { platformFit, platformOf } from "../core/platform.ts";
-import { digestPattern, formatReference, type ImageReference, parseReference } from "../core/reference.ts";
-import { appendEvent } from "../db/events.ts";
-import { deleteTag, insertImage, putTag } from "../db/images.ts";
+import { digestPattern, type ImageReference, parseReference } from "../core/reference.ts";
+import { deleteTag, insertImage } from "../db/images.ts";
 import { hasBlob } from "../db/registry-reads.ts";
 import { transact } from "../db/scope.ts";
 import { recordUpload } from "../db/uploaded-blobs.ts";
@@ -25,6 +24,7 @@ import {
   selectManifest,
 } from "../image/manifest.ts";
 import type { App, Request, Services } from "./context.ts";
+import { nameImage } from "./images.ts";
 import { badUpload, unknown } from "./registry-errors.ts";
 import { Uploads } from "./uploads.ts";
 
@@ -210,12 +210,9 @@ async function record(
     const { digest, layers } = sent.image;
     const sizeBytes = layers.reduce((sum, layer) => sum + layer.sizeBytes, 0);
     await insertImage(tx, projectId, { ...sent.image, manifest: sent.manifest, sizeBytes });
-    const nameless = `@${digest}`;
     // One that has a name needs none that only keeps it.
-    if (reference.tag !== null) await deleteTag(tx, { projectId, repository, tag: nameless });
-    await putTag(tx, { projectId, repository, tag: reference.tag ?? nameless, digest });
-    const data = { reference: formatReference(reference) };
-    await appendEvent(tx, { projectId, type: "image.tagged", subjectId: digest, data });
+    if (reference.tag !== null) await deleteTag(tx, { projectId, repository, tag: `@${digest}` });
+    await nameImage(tx, projectId, reference, digest);
   });
 }
 

@@ -271,6 +271,15 @@ describe("loading", () => {
     expect([status, body.code]).toEqual([413, "body_too_large"]);
   });
 
+  test("names are moved by many at once, in whatever order their archives have them", async () => {
+    const tags = Array.from({ length: 20 }, (_, i) => `moved:${String(i)}`);
+    const [one, other] = [await dockerArchive("one", tags), await dockerArchive("other", tags.toReversed())];
+    for (let round = 0; round < 8; round++) {
+      const loaded = await Promise.all([load(one.tar), load(other.tar), load(one.tar), load(other.tar)]);
+      expect(loaded.map(({ status }) => status)).toEqual([201, 201, 201, 201]);
+    }
+  });
+
   test("is done once for one Idempotency-Key, and only by who may", async () => {
     const { tar } = await dockerArchive("once", ["once:1"]);
     const key = { "idempotency-key": "load-1" };
